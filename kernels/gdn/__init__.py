@@ -1,0 +1,44 @@
+"""Gated delta rule over video frames (README.md has the mathematics): one call surface, several implementations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from .eager import gdn_eager
+from .naive import GDNMemory, gdn_naive, scan_backward, scan_forward, zero_memory
+
+__all__ = ["GDNMemory", "gdn", "gdn_eager", "gdn_naive", "scan_backward", "scan_forward", "zero_memory"]
+
+IMPLEMENTATIONS = {"naive": gdn_naive, "eager": gdn_eager}
+
+
+def gdn(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_rot: torch.Tensor,
+    k_rot: torch.Tensor,
+    beta: torch.Tensor,
+    decay: torch.Tensor,
+    memory: GDNMemory | None = None,
+    *,
+    eps: float = 1e-8,
+    implementation: Literal["naive", "eager"] = "eager",
+) -> tuple[torch.Tensor, GDNMemory]:
+    """Bidirectional gated delta attention of one chunk, and the memory after it.
+
+    Args:
+        q, k: queries and keys after ReLU, keys already scaled, not rotated [B, T, S, h, D].
+        v: values [B, T, S, h, D].
+        q_rot, k_rot: q and k after RoPE [B, T, S, h, D]; they serve the numerator, q and k the denominator.
+        beta: write strength per token, 0 to 1 [B, T, S, h].
+        decay: factor on the memory per frame, 0 to 1 [B, T, h].
+        memory: (kv [B, h, D, D] stored [value, key], z [B, h, D]) from the previous chunk; None is a fresh stream.
+        eps: added to the denominator.
+
+    Returns:
+        Output [B, T, S, h, D] and the memory after the last frame (forward scan only), both at least float32.
+    """
+    return IMPLEMENTATIONS[implementation](q, k, v, q_rot, k_rot, beta, decay, memory, eps)

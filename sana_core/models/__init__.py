@@ -1,0 +1,1 @@
+"""The networks: hybrid diffusion transformer, causal video VAE, text encoder."""

@@ -1,0 +1,146 @@
+"""Reading weight files: containers, wrappers, strict key checks, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import read_json
+from ..errors import CheckpointError
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+INDEX_SUFFIX = ".safetensors.index.json"
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(state dict, safetensors metadata) of a weight file; tensors stay memory-mapped on the CPU where possible.
+
+    Accepts a torch archive, a safetensors file or the index of a sharded one. Wrappers and prefixes are taken off by
+    :func:`unwrap`. Raises CheckpointError for anything else.
+    """
+    path = Path(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return unwrap(_read_shards(path), path), {}
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path)
+        return unwrap(tensors, path), metadata
+    if path.suffix in TORCH_SUFFIXES:
+        return unwrap(_read_torch(path), path), {}
+    _require_file(path)
+    raise CheckpointError(
+        f"{path} is not a weight file that can be read; accepted are .safetensors, *{INDEX_SUFFIX}, "
+        f"{', '.join(TORCH_SUFFIXES)}"
+    )
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of one safetensors file. Raises CheckpointError when it is missing, damaged or cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    _require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
+
+
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    _require_file(index)
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} has no weight_map; it is not the index of a sharded safetensors file")
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise CheckpointError(f"{index} names the shard {shard!r}; shards must lie beside the index")
+        tensors |= read_safetensors(index.with_name(shard))[0]
+    return tensors
+
+
+def _read_torch(path: Path) -> Any:
+    import pickle
+
+    _require_file(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not a plain weight file: it is damaged or holds Python objects, which are never executed; "
+            "use a file of tensors only"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} is not a whole torch weight file ({reason}); copy or download it again"
+        ) from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is a folder, not a weight file" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {what}; give the path of the weight file itself")
+
+
+def unwrap(checkpoint: Any, source: str | Path = "checkpoint") -> dict[str, Any]:
+    """The state dict inside ``generator`` and ``state_dict`` wrappers, keys without ``model.`` and then ``module.``.
+
+    The release's own reader leaves keys under ``state_dict`` as they are; here both prefixes go in every case
+    (``docs/model.md``). EMA copies, critics and counters are left out.
+    """
+    for wrapper in ("generator", "state_dict"):
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
+            checkpoint = checkpoint[wrapper]
+    if not isinstance(checkpoint, Mapping) or not checkpoint:
+        raise CheckpointError(f"{source} holds no weights; expected a mapping from names to tensors")
+    state: dict[str, Any] = {}
+    for key, value in checkpoint.items():
+        name = str(key).removeprefix("model.").removeprefix("module.")
+        if name in state:
+            raise CheckpointError(f"{source} holds {name!r} twice, with and without a prefix")
+        state[name] = value
+    return state
+
+
+def check_keys(
+    expected: Mapping[str, tuple[int, ...]],
+    got: Mapping[str, tuple[int, ...]],
+    source: str | Path,
+    optional: frozenset[str] = frozenset(),
+) -> None:
+    """Raises one CheckpointError that names missing, surplus and misshapen keys, the first ten of each."""
+    missing = [key for key in expected if key not in got and key not in optional]
+    surplus = [key for key in got if key not in expected]
+    misshapen = [
+        f"{key} {tuple(got[key])}, expected {tuple(shape)}"
+        for key, shape in expected.items()
+        if key in got and tuple(got[key]) != tuple(shape)
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {'; '.join(keys[:10])}{'; ...' if len(keys) > 10 else ''}"
+        for kind, keys in (("missing", missing), ("surplus", surplus), ("misshapen", misshapen))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit the network it should be. " + " | ".join(problems))
+
+
+def shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """Short hash of names, shapes and a spread sample of values: tells networks apart without reading them whole."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        flat = state[key].detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 32)][:33].to("cpu", torch.float32)
+        digest.update(json.dumps([key, list(state[key].shape)]).encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
