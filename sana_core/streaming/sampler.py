@@ -1,0 +1,133 @@
+"""Denoising latents: one chunk at a time, and a whole clip as a loop over chunks.
+
+Knows the network, the time grid and guidance. Knows nothing of pixels, files or prompts as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..models.dit import BlockState, PromptContext, SanaStreamingDiT
+from ..sampling.flow_match import euler_step, streaming_schedule
+from .chunks import cache_capacity, chunk_boundaries, spans
+from .options import StreamOptions
+from .state import DiTState
+
+# Called before each network pass with (pass number, passes of this chunk); stops the stream by raising.
+OnPass = Callable[[int, int], None]
+
+
+def prompt_context(
+    model: SanaStreamingDiT,
+    options: StreamOptions,
+    embeds: torch.Tensor,
+    mask: torch.Tensor,
+    negative_embeds: torch.Tensor | None = None,
+    negative_mask: torch.Tensor | None = None,
+) -> PromptContext:
+    """What the blocks read: the prompt alone, or [negative; positive] under guidance.
+
+    embeds [B, L, C], mask [B, L]. With ``cfg_mask="positive"`` the negative features are masked like the positive ones.
+    """
+    if not options.guided:
+        return model.prompt_context(embeds, mask)
+    if negative_embeds is None or (negative_mask is None and options.cfg_mask == "own"):
+        raise ValueError(f"cfg_scale {options.cfg_scale} needs the embeddings and the mask of a negative prompt")
+    masks = mask if options.cfg_mask == "positive" else torch.cat([_rows(negative_mask, embeds), _rows(mask, embeds)])
+    return model.prompt_context(torch.cat([negative_embeds.to(embeds), embeds]), masks)
+
+
+def _rows(mask: torch.Tensor | None, embeds: torch.Tensor) -> torch.Tensor:
+    """The mask with one row per row of the batch."""
+    assert mask is not None
+    return mask.to(embeds.device).repeat(embeds.shape[0] // mask.shape[0], 1)
+
+
+def sample_chunk(
+    model: SanaStreamingDiT,
+    state: DiTState,
+    prompt: PromptContext,
+    noise: torch.Tensor,
+    source: torch.Tensor,
+    options: StreamOptions,
+    *,
+    carry: bool,
+    on_pass: OnPass | None = None,
+) -> tuple[torch.Tensor, list[BlockState] | None]:
+    """Denoised latents of one chunk [B, C, T, H, W] float32, and what to carry to the next (None unless ``carry``).
+
+    ``state`` is only read: the caller commits what is returned with :meth:`DiTState.write` once the whole chunk is done, so
+    a chunk that is stopped half way leaves the stream at its last border.
+    """
+    schedule = streaming_schedule(options.steps, options.flow_shift)
+    num_frames, height, width = source.shape[2:]
+    positions = model.positions(state.num_frames, num_frames, height, width, source.device)
+    blocks = state.read()
+    rows = 2 if options.guided else 1
+    sources = source.repeat(rows, 1, 1, 1, 1)
+    passes = options.steps + (1 if carry and not options.reuse_last_step else 0)
+
+    def run(x: torch.Tensor, timestep: float, number: int) -> tuple[torch.Tensor, list[BlockState]]:
+        if on_pass is not None:
+            on_pass(number, passes)
+        inputs = x.repeat(rows, 1, 1, 1, 1)
+        times = torch.full((inputs.shape[0],), timestep, device=x.device)
+        return model(inputs, times, sources, prompt, blocks, positions)
+
+    x = noise.to(source.device, torch.float32)
+    written: list[BlockState] | None = None
+    for number, timestep in enumerate(schedule.timesteps):
+        velocity, written = run(x, timestep, number)
+        if options.guided:
+            negative, positive = velocity.chunk(2)
+            velocity = negative + options.cfg_scale * (positive - negative)
+        x = euler_step(x, velocity, *schedule.sigmas[number : number + 2], options.round_latents)
+    if not carry:
+        return x, None
+    if not options.reuse_last_step:
+        _, written = run(x, 0.0, options.steps)
+    return x, written
+
+
+@torch.no_grad()
+def sample_clip(
+    model: SanaStreamingDiT,
+    prompts: PromptContext | Sequence[PromptContext],
+    noise: torch.Tensor,
+    source: torch.Tensor,
+    options: StreamOptions,
+    *,
+    boundaries: list[int] | None = None,
+    on_pass: OnPass | None = None,
+) -> torch.Tensor:
+    """Edited latents [B, C, T, H, W] float32 of a clip whose noise and source latents [B, C, T, H, W] are known whole.
+
+    ``prompts``: one for all chunks, or one per chunk. ``boundaries``: chunk borders, by default the release's plan.
+    """
+    boundaries = boundaries or chunk_boundaries(source.shape[2])
+    borders = spans(boundaries)
+    per_chunk = [prompts] * len(borders) if isinstance(prompts, PromptContext) else list(prompts)
+    if len(per_chunk) != len(borders):
+        raise ValueError(f"{len(per_chunk)} prompts were given for {len(borders)} chunks; give one, or one per chunk")
+    capacity = cache_capacity(boundaries, options.num_cached_blocks, options.sink_token)
+    state = DiTState(capacity, options.num_cached_blocks, options.sink_token)
+    edited = []
+    for chunk, (start, stop) in enumerate(borders):
+        frames = slice(start, stop)
+        carry = chunk + 1 < len(borders)
+        latents, written = sample_chunk(
+            model,
+            state,
+            per_chunk[chunk],
+            noise[:, :, frames],
+            source[:, :, frames],
+            options,
+            carry=carry,
+            on_pass=on_pass,
+        )
+        edited.append(latents)
+        if written is not None:
+            state.write(written, stop - start)
+    return torch.cat(edited, 2)

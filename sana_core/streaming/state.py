@@ -1,0 +1,293 @@
+"""Everything that passes from chunk to chunk, and nothing else.
+
+``DiTState`` holds the transformer's part in buffers of fixed size, ``StreamState`` the whole of a stream. Both know tensors and
+counters; neither knows how they are computed. A state is never kept on a module: many streams share one set of weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..models.causal_vae import VAEState
+from ..models.dit import BlockState
+from .chunks import kept_chunks
+from .options import StreamOptions
+
+FORMAT = "sana_streaming_state"
+FORMAT_VERSION = 1
+
+
+class DiTState:
+    """The transformer's memory: five verbs, ``read``, ``write``, ``to``, ``tensors``, ``restore``.
+
+    Per GDN block (kv [B, h, D, D], z [B, h, D]) in float32, per softmax block keys and values [B, h, capacity * S, D] of the
+    sink and the window in time order, per block the last frame before the temporal convolution [B, 1, S, C]. Buffers are
+    made at the first write and keep their size.
+    """
+
+    def __init__(self, capacity_frames: int, num_cached_blocks: int, sink_token: bool) -> None:
+        self.capacity_frames = capacity_frames
+        self.num_cached_blocks = num_cached_blocks
+        self.sink_token = sink_token
+        self.num_chunks = 0
+        self.num_frames = 0
+        # (chunk, latent frames) of what the key and value buffers hold, in order.
+        self.segments: list[tuple[int, int]] = []
+        self._blocks: list[BlockState] = []
+
+    def read(self) -> list[BlockState] | None:
+        """What each block reads before the next chunk; None at the start of a stream. Views: do not write to them."""
+        if not self._blocks:
+            return None
+        used = sum(frames for _, frames in self.segments)
+        return [BlockState(_view(block.memory, used * block.frame.shape[2]), block.frame) for block in self._blocks]
+
+    @torch.no_grad()
+    def write(self, written: Sequence[BlockState], num_frames: int) -> None:
+        """Takes in what the network returned for the next chunk of ``num_frames`` latent frames."""
+        if not self._blocks:
+            self._blocks = [self._allocate(block) for block in written]
+        kept = kept_chunks(self.num_chunks + 1, self.num_cached_blocks, self.sink_token)
+        moves, used = self._plan_moves(kept)
+        for block, new in zip(self._blocks, written, strict=True):
+            block.frame.copy_(new.frame)
+            for buffer, value in zip(block.memory, new.memory, strict=True):
+                if not _is_softmax(new):
+                    buffer.copy_(value)
+                    continue
+                tokens = block.frame.shape[2]
+                for source, target, frames in moves:
+                    span = buffer[:, :, source * tokens : (source + frames) * tokens].clone()
+                    buffer[:, :, target * tokens : (target + frames) * tokens] = span
+                if self.num_chunks in kept:
+                    buffer[:, :, used * tokens : (used + num_frames) * tokens] = value
+        self.segments = [segment for segment in self.segments if segment[0] in kept]
+        if self.num_chunks in kept:
+            self.segments.append((self.num_chunks, num_frames))
+        self.num_chunks += 1
+        self.num_frames += num_frames
+
+    def _plan_moves(self, kept: list[int]) -> tuple[list[tuple[int, int, int]], int]:
+        """(source, target, frames) of the segments that move forward in the buffers, and the frames used after."""
+        moves, source, target = [], 0, 0
+        for chunk, frames in self.segments:
+            if chunk in kept:
+                if source != target:
+                    moves.append((source, target, frames))
+                target += frames
+            source += frames
+        return moves, target
+
+    def _allocate(self, block: BlockState) -> BlockState:
+        if _is_softmax(block):
+            tokens = self.capacity_frames * block.frame.shape[2]
+            keys, values = block.memory
+            shape = (*keys.shape[:2], tokens, keys.shape[3])
+            return BlockState((keys.new_zeros(shape), values.new_zeros(shape)), torch.empty_like(block.frame))
+        kv, z = block.memory
+        return BlockState((torch.empty_like(kv), torch.empty_like(z)), torch.empty_like(block.frame))
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves the buffers."""
+        self._blocks = [
+            BlockState((b.memory[0].to(device), b.memory[1].to(device)), b.frame.to(device)) for b in self._blocks
+        ]
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Buffers under stable names."""
+        for index, block in enumerate(self._blocks):
+            names = ("key", "value") if _is_softmax(block) else ("kv", "z")
+            for name, value in zip((*names, "frame"), (*block.memory, block.frame), strict=True):
+                yield f"blocks.{index}.{name}", value
+
+    def counters(self) -> dict[str, Any]:
+        return {
+            "capacity_frames": self.capacity_frames,
+            "num_cached_blocks": self.num_cached_blocks,
+            "sink_token": self.sink_token,
+            "num_chunks": self.num_chunks,
+            "num_frames": self.num_frames,
+            "segments": self.segments,
+        }
+
+    @classmethod
+    def restore(cls, counters: dict[str, Any], tensors: dict[str, torch.Tensor]) -> DiTState:
+        """The inverse of ``counters`` and ``tensors``."""
+        state = cls(counters["capacity_frames"], counters["num_cached_blocks"], counters["sink_token"])
+        state.num_chunks, state.num_frames = counters["num_chunks"], counters["num_frames"]
+        state.segments = [(chunk, frames) for chunk, frames in counters["segments"]]
+        depth = 1 + max(
+            (int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1
+        )
+        for index in range(depth):
+            names = ("key", "value") if f"blocks.{index}.key" in tensors else ("kv", "z")
+            first, second, frame = (tensors[f"blocks.{index}.{name}"] for name in (*names, "frame"))
+            state._blocks.append(BlockState((first, second), frame))
+        return state
+
+
+def _is_softmax(block: BlockState) -> bool:
+    """Keys and values have equal shapes, kv and z have not."""
+    return block.memory[0].shape == block.memory[1].shape
+
+
+def _view(memory: tuple[torch.Tensor, torch.Tensor], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    first, second = memory
+    if first.shape != second.shape:
+        return memory
+    return first[:, :, :tokens], second[:, :, :tokens]
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What may not change while a stream runs.
+
+    height, width: size of the edited video in pixels. total_frames: length of the clip in pixel frames, None if unknown.
+    model, vae: fingerprints of the weights. model_dtype, vae_dtype: what they run in.
+    """
+
+    height: int
+    width: int
+    total_frames: int | None
+    options: StreamOptions
+    model: str
+    vae: str
+    model_dtype: str
+    vae_dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "options": self.options.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StreamSettings:
+        return cls(**{**values, "options": StreamOptions.from_dict(values["options"])})
+
+
+@dataclass
+class StreamState:
+    """One video being edited, at a chunk border.
+
+    Attributes:
+        settings: what may not change.
+        dit: memory of the transformer.
+        encoder, decoder: caches of the VAE's two directions; empty at the start.
+        waiting: frames taken in that do not fill a chunk yet [n, 3, H, W] in [-1, 1], in the VAE's dtype.
+        frames_in, frames_out: pixel frames taken in and given out so far.
+        prompt, negative_prompt: texts in force.
+        prompt_changes: how often the prompt has changed since the start.
+        finished: the end was reached; nothing more can be pushed.
+    """
+
+    settings: StreamSettings
+    dit: DiTState
+    encoder: VAEState = field(default_factory=dict)
+    decoder: VAEState = field(default_factory=dict)
+    waiting: torch.Tensor | None = None
+    frames_in: int = 0
+    frames_out: int = 0
+    prompt: str = ""
+    negative_prompt: str = ""
+    prompt_changes: int = 0
+    finished: bool = False
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors under stable names."""
+        named = {f"dit.{name}": value for name, value in self.dit.tensors()}
+        named |= {f"encoder.{name}": value for name, value in self.encoder.items()}
+        named |= {f"decoder.{name}": value for name, value in self.decoder.items()}
+        if self.waiting is not None and len(self.waiting):
+            named["waiting"] = self.waiting
+        return named
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors; the same after every chunk but the first."""
+        return sum(value.numel() * value.element_size() for value in self.tensors().values())
+
+    def to(self, device: torch.device | str) -> StreamState:
+        """Moves every tensor; returns the state itself."""
+        self.dit.to(device)
+        self.encoder = {name: value.to(device) for name, value in self.encoder.items()}
+        self.decoder = {name: value.to(device) for name, value in self.decoder.items()}
+        self.waiting = None if self.waiting is None else self.waiting.to(device)
+        return self
+
+    def clone(self) -> StreamState:
+        """An independent copy: going on from one does not touch the other."""
+        return copy.deepcopy(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file; an existing file is replaced only when the new one is whole."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        counters = {
+            "version": FORMAT_VERSION,
+            "settings": self.settings.to_dict(),
+            "dit": self.dit.counters(),
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }
+        tensors = {name: value.contiguous().cpu() for name, value in self.tensors().items()}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            save_file(tensors, partial, metadata={FORMAT: json.dumps(counters)})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> StreamState:
+        """Reads what :meth:`save` wrote. InputError when the file is missing, damaged, or something else."""
+        from ..weights.checkpoint import read_safetensors
+
+        tensors, metadata = read_safetensors(path)
+        if FORMAT not in metadata:
+            raise InputError(f"{path} is not a saved stream state; give a file written by --save-state")
+        counters = json.loads(metadata[FORMAT])
+        if counters["version"] != FORMAT_VERSION:
+            raise InputError(
+                f"{path} is a stream state of format {counters['version']}, this version reads {FORMAT_VERSION}; "
+                "update the package, or start the stream anew"
+            )
+        return cls(
+            settings=StreamSettings.from_dict(counters["settings"]),
+            dit=DiTState.restore(counters["dit"], _under("dit.", tensors)),
+            encoder=_under("encoder.", tensors),
+            decoder=_under("decoder.", tensors),
+            waiting=tensors.get("waiting"),
+            **{name: counters[name] for name in _COUNTERS},
+        )
+
+    def check(self, settings: StreamSettings) -> None:
+        """InputError that names the first difference between the stream's settings and the ones it is to go on with."""
+        for name, what, remedy in _DIFFERENCES:
+            mine, wanted = getattr(self.settings, name), getattr(settings, name)
+            if mine != wanted:
+                raise InputError(f"the stream state was made with {what} {mine}, not {wanted}; {remedy}")
+
+
+_COUNTERS = ("frames_in", "frames_out", "prompt", "negative_prompt", "prompt_changes", "finished")
+_DIFFERENCES = (
+    ("model", "the transformer of fingerprint", "load the model that the stream was started with"),
+    ("vae", "the VAE of fingerprint", "load the VAE that the stream was started with"),
+    ("height", "height", "use the size that the stream was started with"),
+    ("width", "width", "use the size that the stream was started with"),
+    ("model_dtype", "a transformer in", "use the dtype that the stream was started with"),
+    ("vae_dtype", "a VAE in", "use the dtype that the stream was started with"),
+    ("total_frames", "a clip length of", "give the clip that the stream was started with"),
+    ("options", "the options", "leave the options to the saved state"),
+)
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,121 @@
+"""The chunked sampler against full runs of the official one."""
+
+import compare
+import golden_dit
+import pytest
+import torch
+from sana_streaming.sana_core.streaming.options import StreamOptions
+from sana_streaming.sana_core.streaming.sampler import prompt_context, sample_clip
+
+ATOL = 2e-5
+ATOL_GUIDED = 5e-5
+
+
+def official_run(case, tensors, model, run, **changes):
+    """Our result with the settings of one official run."""
+    options = StreamOptions(
+        **{
+            "steps": run["steps"],
+            "cfg_scale": run["cfg_scale"],
+            "num_cached_blocks": run["num_cached_blocks"],
+            "sink_token": run["sink_token"],
+            "flow_shift": case["flow_shift"],
+            "cfg_mask": "positive",
+            **changes,
+        }
+    )
+    prompt = prompt_context(
+        model,
+        options,
+        tensors["input.y"].squeeze(1),
+        tensors["input.mask"],
+        tensors["input.neg_y"].squeeze(1),
+        tensors["input.mask"],
+    )
+    noise, source = tensors["input.noise"], tensors["input.source"]
+    return sample_clip(model, prompt, noise, source, options, boundaries=run["chunk_indices"])
+
+
+@pytest.fixture(scope="module", params=["fused", "split"])
+def official(request):
+    return golden_dit.load("streaming_sampler", request.param)
+
+
+@pytest.mark.golden
+def test_every_official_run(official):
+    case, tensors, model = official
+    assert case["runs"]
+    for run in case["runs"]:
+        atol = ATOL_GUIDED if run["cfg_scale"] > 1 else ATOL
+        compare.assert_near(
+            official_run(case, tensors, model, run), tensors[f"{run['name']}.result"], atol, run["name"]
+        )
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sink_token": False},
+        {"num_cached_blocks": 3},
+        {"reuse_last_step": True},
+        {"round_latents": True},
+        {"cfg_scale": 3.0, "cfg_mask": "positive"},
+    ],
+    ids=str,
+)
+def test_every_option_matters(official, change):
+    """Each option moves the result by far more than the tolerance, so the comparison above can tell."""
+    case, tensors, model = official
+    run = next(r for r in case["runs"] if r["sink_token"] and r["cfg_scale"] == 1 and r["num_cached_blocks"] == 2)
+    difference = official_run(case, tensors, model, run, **change) - tensors[f"{run['name']}.result"]
+    assert difference.abs().max() > 100 * ATOL
+
+
+@pytest.mark.golden
+def test_each_prompt_can_have_its_own_mask(official):
+    case, tensors, model = official
+    options = StreamOptions(cfg_scale=3.0)
+    y, mask = tensors["input.y"].squeeze(1), tensors["input.mask"]
+    negative = torch.zeros_like(mask)
+    negative[:, 0] = 1
+    context = prompt_context(model, options, y, mask, tensors["input.neg_y"].squeeze(1), negative)
+    assert context.bias is not None
+    assert (context.bias[: len(y)] == 0).sum() < (context.bias[len(y) :] == 0).sum()
+
+
+@pytest.mark.golden
+def test_a_prompt_per_chunk(official):
+    """A prompt that changes leaves the chunks before it alone and moves those after it."""
+    case, tensors, model = official
+    options = StreamOptions(steps=2)
+    first = prompt_context(model, options, tensors["input.y"].squeeze(1), tensors["input.mask"])
+    second = prompt_context(model, options, tensors["input.neg_y"].squeeze(1), tensors["input.mask"])
+    borders = case["runs"][0]["chunk_indices"]
+    noise, source = tensors["input.noise"], tensors["input.source"]
+    chunks = len(borders) - 1
+    plain = sample_clip(model, first, noise, source, options, boundaries=borders)
+    changed = sample_clip(model, [first] * 2 + [second] * (chunks - 2), noise, source, options, boundaries=borders)
+    assert torch.equal(plain[:, :, : borders[2]], changed[:, :, : borders[2]])
+    assert (plain - changed)[:, :, borders[2] :].abs().amax() > 1e-3
+    with pytest.raises(ValueError, match="one per chunk"):
+        sample_clip(model, [first] * 2, noise, source, options, boundaries=borders)
+
+
+@pytest.mark.golden
+def test_noise_is_not_changed_and_stop_comes_before_a_pass(official):
+    _, tensors, model = official
+    options = StreamOptions(steps=2)
+    prompt = prompt_context(model, options, tensors["input.y"].squeeze(1), tensors["input.mask"])
+    noise = tensors["input.noise"].clone()
+    seen = []
+
+    def stop(number, passes):
+        seen.append((number, passes))
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample_clip(model, prompt, noise, tensors["input.source"], options, on_pass=stop)
+    assert seen == [(0, 3), (1, 3), (2, 3), (0, 3), (1, 3)]
+    assert torch.equal(noise, tensors["input.noise"])
