@@ -133,6 +133,15 @@ class VAEConfig:
     )
 
     def __post_init__(self) -> None:
+        for key in (
+            "latent_channels",
+            "patch_size",
+            "scaling_factor",
+            "block_out_channels",
+            "decoder_block_out_channels",
+        ):
+            value = getattr(self, key)
+            self._require(key, value and min(value if isinstance(value, tuple) else (value,)) > 0, "positive")
         down, up = len(self.block_out_channels), len(self.decoder_block_out_channels)
         lengths = {"layers_per_block": down + 1, "downsample_type": down, "decoder_layers_per_block": up + 1}
         lengths |= dict.fromkeys(("decoder_upsample_type", "upsample_residual", "upsample_factor"), up)
@@ -144,15 +153,6 @@ class VAEConfig:
             self._require(key, getattr(self, key) in ("zeros", "reflect"), "zeros or reflect")
         for key in ("in_channels", "out_channels"):
             self._require(key, getattr(self, key) == 3, "3, for red, green and blue")
-        for key in (
-            "latent_channels",
-            "patch_size",
-            "scaling_factor",
-            "block_out_channels",
-            "decoder_block_out_channels",
-        ):
-            value = getattr(self, key)
-            self._require(key, value and min(value if isinstance(value, tuple) else (value,)) > 0, "positive")
         self._require("encoder_causal", self.encoder_causal, "true, because a stream has no later frames to look at")
         self._check_widths()
         self._check_strides()
@@ -168,12 +168,19 @@ class VAEConfig:
             )
             width = target
         width = self.decoder_block_out_channels[-1]
-        levels = zip(self.decoder_block_out_channels, self.decoder_upsample_type, self.upsample_factor, strict=True)
-        for source, kind, factor in reversed(list(levels)):
+        levels = zip(
+            self.decoder_block_out_channels,
+            self.decoder_upsample_type,
+            self.upsample_factor,
+            self.upsample_residual,
+            strict=True,
+        )
+        for source, kind, factor, residual in reversed(list(levels)):
             volume = math.prod(SAMPLER_STRIDES[kind])
             self._require("upsample_factor", factor > 0 and volume % factor == 0, f"a divisor of {volume} for {kind}")
-            fits = source == width and source % volume == 0
-            self._require("decoder_block_out_channels", fits, f"{width}, a multiple of {volume}, where {source} is")
+            unit = volume if residual else factor
+            fits = source == width and source % unit == 0
+            self._require("decoder_block_out_channels", fits, f"{width}, a multiple of {unit}, where {source} is")
             width = source // factor
 
     def _check_strides(self) -> None:

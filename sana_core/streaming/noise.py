@@ -6,6 +6,7 @@ import hashlib
 
 import torch
 
+from ..errors import InputError
 from .options import StreamOptions
 
 
@@ -19,7 +20,7 @@ class ChunkNoise:
         """``frame_shape`` is (channels, latent rows, latent columns)."""
         self.mode = options.noise_mode(total_latents)
         self._seed = options.seed
-        self._device = torch.device(options.noise_device)
+        self._device = _generator_device(options.noise_device)
         self._total_latents = total_latents
         self._frame_shape = frame_shape
         self._clip: torch.Tensor | None = None
@@ -44,3 +45,10 @@ def chunk_seed(seed: int, chunk: int) -> int:
     """Seed of one chunk's generator, 0 to 2**63 - 1."""
     digest = hashlib.sha256(f"{seed}:{chunk}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _generator_device(name: str) -> torch.device:
+    try:
+        return torch.Generator(name).device
+    except RuntimeError as error:
+        raise InputError(f"noise_device {name!r} cannot draw noise here; use cpu, or cuda where there is a GPU") from error

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,11 +68,13 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    import pickle
-
     _require_file(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            # torch warns of pickle protocols that it reads all the same, or refuses below.
+            warnings.simplefilter("ignore", UserWarning)
+            # Only the zip form of a torch file can be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a plain weight file: it is damaged or holds Python objects, which are never executed; "

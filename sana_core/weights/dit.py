@@ -232,8 +232,9 @@ def save_dit(model: SanaStreamingDiT, folder: str | Path) -> Path:
     state = {key: value.contiguous().cpu() for key, value in official_state(model)}
     for key in DEAD_KEYS:
         state[key] = torch.zeros(official_shapes(model.config)[key], dtype=model.dtype)
-    config = json.dumps(model.config.to_dict(), indent=2)
+    config = model.config.to_dict()
     file = folder / WEIGHTS_NAME
-    save_file(state, file, metadata={"format": "pt", "config": json.dumps(model.config.to_dict())})
-    (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+    # One entry of metadata: the order of several is not fixed, and equal weights should make equal files.
+    save_file(state, file, metadata={"config": json.dumps(config)})
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return file

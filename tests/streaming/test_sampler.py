@@ -74,7 +74,7 @@ def test_every_option_matters(official, change):
 
 @pytest.mark.golden
 def test_each_prompt_can_have_its_own_mask(official):
-    case, tensors, model = official
+    _, tensors, model = official
     options = StreamOptions(cfg_scale=3.0)
     y, mask = tensors["input.y"].squeeze(1), tensors["input.mask"]
     negative = torch.zeros_like(mask)

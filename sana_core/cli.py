@@ -1,0 +1,113 @@
+"""The command line: ``python -m sana_streaming edit | inspect | toy``.
+
+Parses, calls the library, and turns bad input into one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .config import DIT_PRESETS
+from .errors import InputError
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return options.run(options)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sana_streaming", description="Edit video by text, as a stream.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_edit(commands.add_parser("edit", help="edit a video file"))
+    _add_inspect(commands.add_parser("inspect", help="show config, parameter count and keys of a transformer"))
+    _add_toy(commands.add_parser("toy", help="write a small bundle of random weights, to try the pipeline"))
+    return parser
+
+
+def _add_edit(parser: argparse.ArgumentParser) -> None:
+    from .commands.edit import run
+
+    parser.set_defaults(run=run)
+    parser.add_argument("input", type=Path, metavar="IN", help="video file to edit")
+    parser.add_argument("output", type=Path, metavar="OUT", help="video file to write (.mp4, .mkv, .mov, .m4v)")
+    parser.add_argument("--prompt", help="what to do to the video (with --resume: the prompt of the saved stream)")
+    parser.add_argument("--negative-prompt", help="what to avoid; used only with --cfg-scale above 1 (default: empty)")
+
+    files = parser.add_argument_group("weights")
+    presets = ", ".join(DIT_PRESETS)
+    files.add_argument(
+        "--model",
+        metavar="PRESET|FILE|FOLDER",
+        help=f"checkpoint of the transformer, or a folder with dit, vae and text_encoder; presets: {presets}",
+    )
+    files.add_argument("--vae", type=Path, metavar="PATH", help="causal LTX-2 VAE (default: beside the model)")
+    files.add_argument("--text-encoder", type=Path, metavar="PATH", help="Gemma-2 folder (default: beside the model)")
+    files.add_argument(
+        "--random-weights", action="store_true", help="build the preset without files, to measure speed and memory"
+    )
+
+    frames = parser.add_argument_group("frames")
+    frames.add_argument("--height", type=int, help="of the edited video in pixels, a multiple of 32 (default: 704)")
+    frames.add_argument("--width", type=int, help="of the edited video in pixels, a multiple of 32 (default: 1280)")
+    frames.add_argument("--start-frame", type=int, metavar="N", help="first source frame (default: 0)")
+    frames.add_argument("--max-frames", type=int, metavar="N", help="take in at most N frames (default: all)")
+    frames.add_argument("--fps", help="frame rate of the output, e.g. 16 or 30000/1001 (default: the source's)")
+    frames.add_argument("--crf", type=int, default=25, help="H.264 quality, 0 (lossless) to 51 (default: 25)")
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--steps", type=int, help="denoising passes per chunk (default: 4; also made for 2)")
+    sampling.add_argument("--seed", type=int, help="of the noise (default: 0)")
+    sampling.add_argument("--cfg-scale", type=float, help="guidance; 1 is none (default: 1)")
+    sampling.add_argument("--num-cached-blocks", type=int, help="chunks that softmax blocks read back (default: 2)")
+    sampling.add_argument(
+        "--sink-token", action=argparse.BooleanOptionalAction, help="keep the first chunk in view (default: yes)"
+    )
+    sampling.add_argument("--noise", choices=("clip", "chunk"), help="draw noise once or per chunk (default: clip)")
+    sampling.add_argument("--noise-device", help="generator of the noise: cpu or cuda (default: cpu)")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    machine.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        default="auto",
+        help="of transformer and VAE (default: bfloat16 on a GPU, float32 on the CPU)",
+    )
+
+    results = parser.add_argument_group("state and reports")
+    results.add_argument("--save-state", type=Path, metavar="FILE", help="save the stream at the end, to go on later")
+    results.add_argument("--resume", type=Path, metavar="FILE", help="go on with a saved stream")
+    results.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
+    results.add_argument("--sheet", type=Path, metavar="FILE", help="draw a contact sheet (PNG) of source and edit")
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    from .commands.inspect import run
+
+    parser.set_defaults(run=run)
+    parser.add_argument("model", metavar="PRESET|FILE", help=f"{', '.join(DIT_PRESETS)}, or a checkpoint")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_toy(parser: argparse.ArgumentParser) -> None:
+    from .commands.toy import run
+
+    parser.set_defaults(run=run)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write dit, vae and text_encoder")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")

@@ -1,0 +1,188 @@
+"""A video file in, an edited video file out: the stream between a reader and a writer.
+
+Knows files, the stream and a report. Knows no command line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .streaming.edit_stream import EditedChunk, EditStream
+from .video.contact_sheet import FrameSampler, contact_sheet
+from .video.reader import VideoInfo, VideoReader
+from .video.writer import VideoWriter
+
+# Frames decoded at a time; waiting frames are held by the stream.
+READ_BLOCK = 8
+SHEET_COLUMNS = 5
+
+
+@dataclass(frozen=True)
+class FileJob:
+    """What to read and what to write.
+
+    start: first source frame. max_frames: how many to take in, None for all. frame_rate: of the output, None keeps the
+    source's. finish: whether the end of what is read is the end of the stream; otherwise frames that fill no chunk stay in
+    the stream's state. sheet: contact sheet to draw, None for none.
+    """
+
+    source: Path
+    target: Path
+    info: VideoInfo
+    start: int = 0
+    max_frames: int | None = None
+    frame_rate: Fraction | None = None
+    crf: int = 25
+    finish: bool = True
+    sheet: Path | None = None
+
+
+@dataclass
+class FileReport:
+    """What happened: frames, seconds per stage, peak memory in bytes, and what was in force."""
+
+    frames_read: int = 0
+    frames_written: int = 0
+    chunks: int = 0
+    stopped: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+    first_chunk_seconds: float | None = None
+    peak_memory: dict[str, int] = field(default_factory=dict)
+    state_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        rate = self.frames_written / self.wall_seconds if self.wall_seconds else 0.0
+        return {**self.__dict__, "frames_per_second": rate}
+
+
+OnChunk = Callable[[EditedChunk, FileReport], None]
+
+
+def edit_file(stream: EditStream, job: FileJob, on_chunk: OnChunk | None = None) -> FileReport:
+    """Runs the stream over the file. Ctrl-C ends it at the last whole chunk; what was written stays and plays.
+
+    ``on_chunk`` is called after a chunk is written, with the report so far.
+    """
+    return _FileEdit(stream, job, on_chunk).run()
+
+
+class _FileEdit:
+    def __init__(self, stream: EditStream, job: FileJob, on_chunk: OnChunk | None) -> None:
+        self.stream, self.job, self.on_chunk = stream, job, on_chunk
+        self.report = FileReport()
+        self.memory = PeakMemory(stream.device)
+        self.rate = job.frame_rate or job.info.frame_rate
+        # Number in the source of the stream's frame 0: a stream that goes on has seen frames before ``job.start``.
+        self.origin = job.start - stream.state.frames_in
+        count = job.info.num_frames - job.start
+        self.num_frames = count if job.max_frames is None else min(count, job.max_frames)
+        self.sheet = [FrameSampler(self.num_frames, SHEET_COLUMNS) for _ in range(2)] if job.sheet else []
+        self.began = time.perf_counter()
+
+    def run(self) -> FileReport:
+        job, report, stream = self.job, self.report, self.stream
+        with VideoReader(job.source, start=job.start, max_frames=job.max_frames) as reader, self._writer() as writer:
+            try:
+                for block in self._timed_blocks(reader):
+                    for chunk in stream.push(block):
+                        self._write(writer, chunk)
+                for chunk in stream.flush() if job.finish else ():
+                    self._write(writer, chunk)
+            except KeyboardInterrupt:
+                report.stopped = True
+        report.wall_seconds = time.perf_counter() - self.began
+        report.seconds |= stream.seconds
+        report.state_bytes = stream.state.nbytes
+        self.memory.update()
+        report.peak_memory = self.memory.peak
+        self._draw_sheet()
+        return report
+
+    def _writer(self) -> VideoWriter:
+        job, settings = self.job, self.stream.state.settings
+        # Sound is copied only at the source's own speed, from where the first frame to be written lies.
+        first_frame = self.origin + self.stream.state.frames_out
+        with_audio = job.info.has_audio and self.rate == job.info.frame_rate
+        return VideoWriter(
+            job.target,
+            width=settings.width,
+            height=settings.height,
+            frame_rate=self.rate,
+            crf=job.crf,
+            audio_from=job.source if with_audio else None,
+            audio_start=float(first_frame / job.info.frame_rate),
+        )
+
+    def _timed_blocks(self, reader: VideoReader) -> Iterator[torch.Tensor]:
+        blocks = reader.blocks(READ_BLOCK)
+        while True:
+            start = time.perf_counter()
+            block = next(blocks, None)
+            self._add_seconds("read", start)
+            if block is None:
+                return
+            self._offer(0, self.report.frames_read, block)
+            self.report.frames_read += len(block)
+            yield block
+
+    def _write(self, writer: VideoWriter, chunk: EditedChunk) -> None:
+        report = self.report
+        start = time.perf_counter()
+        frames = chunk.frames.cpu()
+        writer.write(frames)
+        self._add_seconds("write", start)
+        self._offer(1, self.origin + chunk.first_frame - self.job.start, frames)
+        report.frames_written += len(frames)
+        report.chunks += 1
+        report.wall_seconds = time.perf_counter() - self.began
+        if report.first_chunk_seconds is None:
+            report.first_chunk_seconds = report.wall_seconds
+        self.memory.update()
+        report.peak_memory = self.memory.peak
+        if self.on_chunk is not None:
+            self.on_chunk(chunk, report)
+
+    def _add_seconds(self, stage: str, start: float) -> None:
+        self.report.seconds[stage] = self.report.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def _offer(self, row: int, first: int, frames: torch.Tensor) -> None:
+        if self.sheet:
+            for index, frame in enumerate(frames, first):
+                self.sheet[row].offer(index, frame)
+
+    def _draw_sheet(self) -> None:
+        """Shows the frames that were both read and written."""
+        if not self.sheet or not self.report.frames_written:
+            return
+        source, edited = self.sheet
+        shown = [i for i in source.indices if i in edited.indices]
+        pictures = [torch.stack([row.frames[row.indices.index(i)] for i in shown]) for row in (source, edited)]
+        assert self.job.sheet is not None
+        times = [float((self.job.start + i) / self.job.info.frame_rate) for i in shown]
+        contact_sheet(*pictures, self.job.sheet, prompt=self.stream.state.prompt, times=times)
+
+
+class PeakMemory:
+    """Largest resident memory of the process and largest allocation on the GPU, in bytes, as far as it was looked at."""
+
+    def __init__(self, device: torch.device) -> None:
+        import psutil
+
+        self.device = device
+        self.peak: dict[str, int] = {}
+        self._process = psutil.Process()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def update(self) -> None:
+        self.peak["resident"] = max(self.peak.get("resident", 0), self._process.memory_info().rss)
+        if self.device.type == "cuda":
+            self.peak["gpu"] = torch.cuda.max_memory_allocated(self.device)

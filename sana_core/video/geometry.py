@@ -1,0 +1,89 @@
+"""Pixel geometry and ranges: uint8 frames and ComfyUI images in, the model's [-1, 1] in the middle, uint8 and images out.
+
+Every rule works on each frame alone, so a stream cut anywhere gives the same numbers. Source: `docs/model.md`, pixels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class FillAndCrop:
+    """Scale a frame to ``scaled_height`` x ``scaled_width``, then cut the target out at (``top``, ``left``)."""
+
+    scaled_height: int
+    scaled_width: int
+    top: int
+    left: int
+
+
+def fill_and_crop(height: int, width: int, target_height: int, target_width: int) -> FillAndCrop:
+    """The smallest scaling of ``height`` x ``width`` that covers the target, and the centre crop; all in pixels.
+
+    Exact in Python floats: sizes are rounded half to even, an odd surplus pixel stays at the bottom or right.
+    Raises InputError where a size is not positive.
+    """
+    if min(height, width, target_height, target_width) < 1:
+        raise InputError(
+            f"cannot fit a frame of {width}x{height} into {target_width}x{target_height}: every size must be at least 1"
+        )
+    height_ratio, width_ratio = target_height / height, target_width / width
+    if height_ratio > width_ratio:
+        scaled_width = round(width * height_ratio)
+        return FillAndCrop(target_height, scaled_width, top=0, left=int((scaled_width - target_width) / 2))
+    scaled_height = round(height * width_ratio)
+    return FillAndCrop(scaled_height, target_width, top=int((scaled_height - target_height) / 2), left=0)
+
+
+def resize_and_crop(frames: Tensor, target_height: int, target_width: int) -> Tensor:
+    """Frames scaled to fill the target, centre-cropped and mapped to [-1, 1].
+
+    Args:
+        frames: [F, H, W, 3], uint8 (video) or floating point in 0..1 (a ComfyUI IMAGE).
+
+    Returns:
+        float32 [F, 3, target_height, target_width] on the frames' device. Bilinear on the 0..1 values, corners not
+        aligned, no antialiasing. Each frame is computed by itself: any split of a clip gives the same bits.
+
+    Raises InputError for another shape or dtype.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        raise InputError(f"frames of shape {tuple(frames.shape)} are not video: expected [frames, height, width, 3]")
+    if frames.dtype != torch.uint8 and not frames.is_floating_point():
+        raise InputError(f"frames of type {frames.dtype} are not video: expected uint8, or floating point in 0..1")
+    num_frames, height, width, _ = frames.shape
+    fit = fill_and_crop(height, width, target_height, target_width)
+    pixels = torch.empty(num_frames, 3, target_height, target_width, device=frames.device)
+    for frame, out in zip(frames, pixels, strict=True):
+        planes = frame.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        if frame.dtype == torch.uint8:
+            planes = planes / 255
+        if (fit.scaled_height, fit.scaled_width) != (height, width):
+            size = (fit.scaled_height, fit.scaled_width)
+            planes = F.interpolate(planes[None], size=size, mode="bilinear", align_corners=False, antialias=False)[0]
+        cropped = planes[:, fit.top : fit.top + target_height, fit.left : fit.left + target_width]
+        torch.sub(cropped, 0.5, out=out).div_(0.5)
+    return pixels
+
+
+def floor_size(size: int, multiple: int) -> int:
+    """The largest multiple of ``multiple`` that is not above ``size``. Raises InputError where that would be 0."""
+    if size < multiple:
+        raise InputError(f"a size of {size} pixels is too small: at least {multiple} are needed")
+    return size // multiple * multiple
+
+
+def pixels_to_uint8(pixels: Tensor) -> Tensor:
+    """[F, 3, H, W] in [-1, 1] to uint8 [F, H, W, 3]: clamped, and truncated rather than rounded (0.0 gives 127)."""
+    levels = (127.5 * pixels.float() + 127.5).clamp_(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def pixels_to_image(pixels: Tensor) -> Tensor:
+    """[F, 3, H, W] in [-1, 1] to float32 [F, H, W, 3] in 0..1, a ComfyUI IMAGE."""
+    return ((pixels.float() + 1) / 2).clamp_(0, 1).permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,254 @@
+"""Video files in: what a file holds, and its frames one by one as a viewer sees them.
+
+Frames come in display order, as 8-bit RGB, upright, at the file's own rate: nothing is dropped or repeated, and a frame
+is known by its number, not by its time. Source: `docs/model.md`, pixels.
+"""
+
+import logging
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+logger = logging.getLogger(__name__)
+
+_BT601 = 5
+# A file's matrix tag (as in H.273) and swscale's number for the same matrix.
+_SWSCALE_MATRICES = {1: 1, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
+_FULL_RANGE = 2
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds: ``width`` and ``height`` in pixels as displayed, after rotation.
+
+    ``frame_rate`` is the average in frames per second, ``duration`` in seconds; ``rotation`` is the counterclockwise
+    turn in degrees (0, 90, 180 or 270) that the stored pictures need, and that `VideoReader` gives them.
+    """
+
+    width: int
+    height: int
+    frame_rate: Fraction
+    num_frames: int
+    has_audio: bool
+    rotation: int
+    duration: float
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Look at a video file: opens it, decodes its first frame and counts the others.
+
+    The count is the header's where it agrees with duration and rate, else packets are counted, which reads the file
+    once without decoding. Raises InputError if there is no such file, or no picture in it can be decoded.
+    """
+    import av
+
+    path = Path(path)
+    with open_media(path) as container:
+        stream = _video_stream(container, path)
+        try:
+            first = next(_decoded(container, stream), None)
+        except av.FFmpegError as error:
+            raise InputError(f"{path}: the video cannot be decoded ({error.strerror}): convert it to H.264") from error
+        if first is None:
+            raise InputError(f"{path}: the video has no frames: choose a file with at least one")
+        rotation = _rotation(first)
+        width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+        frame_rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        has_audio = bool(container.streams.audio)
+        duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
+        num_frames = stream.frames
+    # The header of a file that was never finished, or of one cut by an edit list, counts other frames than it shows.
+    if duration is None or abs(num_frames - duration * frame_rate) > 1.5:
+        num_frames = _count_packets(path)
+    return VideoInfo(
+        width, height, frame_rate, num_frames, has_audio, rotation, duration or float(num_frames / frame_rate)
+    )
+
+
+class VideoReader:
+    """The frames ``start`` to ``start + max_frames`` of a video file; iterating yields uint8 [H, W, 3], RGB, on the CPU.
+
+    One frame is held at a time. Frames before ``start`` are decoded and dropped, so numbers are exact for every file.
+    Each iteration begins anew; `close`, or leaving the with-block, ends the one under way.
+
+    A file that breaks off in the middle ends the iteration, with a warning in the log that says how many frames were
+    read. Raises InputError for a file that `probe` refuses, a ``start`` beyond the last frame, a ``start`` or
+    ``max_frames`` out of range, and a frame of another size than the first.
+    """
+
+    def __init__(self, path: str | Path, *, start: int = 0, max_frames: int | None = None) -> None:
+        self.path = Path(path)
+        if start < 0:
+            raise InputError(f"start is frame {start}: frames are counted from 0")
+        if max_frames is not None and max_frames < 1:
+            raise InputError(f"max_frames is {max_frames}: give at least 1, or leave it out to read to the end")
+        self.info = probe(self.path)
+        if start >= self.info.num_frames:
+            raise InputError(self._beyond_end(start, self.info.num_frames))
+        self._start = start
+        self._max_frames = max_frames
+        self._frames: Generator[Tensor, None, None] | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.close()
+        self._frames = self._read()
+        return self._frames
+
+    def blocks(self, num_frames: int) -> Iterator[Tensor]:
+        """The same frames as uint8 [num_frames, H, W, 3]; the last block may be shorter."""
+        block: list[Tensor] = []
+        for frame in self:
+            block.append(frame)
+            if len(block) == num_frames:
+                yield torch.stack(block)
+                block.clear()
+        if block:
+            yield torch.stack(block)
+
+    def close(self) -> None:
+        """Let go of the file. A later iteration opens it again."""
+        if self._frames is not None:
+            self._frames.close()
+            self._frames = None
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self) -> Generator[Tensor, None, None]:
+        end = None if self._max_frames is None else self._start + self._max_frames
+        read = 0
+        with closing(self._decode()) as decoded:
+            for frame in decoded:
+                if read >= self._start:
+                    yield self._upright(frame, read)
+                read += 1
+                if read == end:
+                    return
+        if read <= self._start:
+            raise InputError(self._beyond_end(self._start, read))
+
+    def _decode(self) -> Generator["VideoFrame", None, None]:
+        """All frames of the file up to its end or to the first damage."""
+        import av
+
+        read, problem = 0, ""
+        with open_media(self.path) as container:
+            stream = _video_stream(container, self.path)
+            stream.thread_type = "AUTO"
+            try:
+                for frame in _decoded(container, stream):
+                    yield frame
+                    read += 1
+            except av.FFmpegError as error:
+                problem = f" ({error.strerror})"
+        if problem or read < self.info.num_frames:
+            logger.warning(
+                "%s is damaged or cut short%s: only %d of %d frames could be read",
+                self.path, problem, read, self.info.num_frames,
+            )  # fmt: skip
+
+    def _upright(self, frame: "VideoFrame", number: int) -> Tensor:
+        picture = torch.from_numpy(_to_rgb(frame))
+        turns = _rotation(frame) // 90
+        if turns:
+            picture = torch.rot90(picture, turns).contiguous()
+        height, width, _ = picture.shape
+        if (width, height) != (self.info.width, self.info.height):
+            raise InputError(
+                f"{self.path}: frame {number} is {width}x{height} but the video began at {self.info.width}x"
+                f"{self.info.height}: convert the file to one size"
+            )
+        return picture
+
+    def _beyond_end(self, start: int, num_frames: int) -> str:
+        return f"{self.path}: start is frame {start} but there are {num_frames} frames, 0 to {num_frames - 1}"
+
+
+def open_media(path: Path) -> "InputContainer":
+    """The file opened for reading. Raises InputError, one line, if there is none or it is no media file."""
+    import av
+
+    if not path.exists():
+        raise InputError(f"{path}: no such file: check the path")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a video file")
+    try:
+        return av.open(str(path))
+    except av.FFmpegError as error:
+        raise InputError(f"{path} cannot be read as a video ({error.strerror}): give a video file, whole") from error
+
+
+def _video_stream(container: "InputContainer", path: Path) -> "VideoStream":
+    """The first video stream that is not a cover picture."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
+            return stream
+    raise InputError(f"{path} has no video in it that can be decoded: give a video file")
+
+
+def _decoded(container: "InputContainer", stream: "VideoStream") -> "Iterator[VideoFrame]":
+    """The stream's frames; of a damaged file those before the damage, then the error."""
+    import av
+
+    try:
+        yield from container.decode(stream)
+    except av.FFmpegError:
+        yield from stream.codec_context.decode(None)
+        raise
+
+
+def _count_packets(path: Path) -> int:
+    """Pictures in the file's video stream, without decoding them; a damaged file counts up to the damage."""
+    import av
+
+    count = 0
+    with open_media(path) as container:
+        try:
+            for packet in container.demux(_video_stream(container, path)):
+                count += bool(packet.size) and not packet.is_discard
+        except av.FFmpegError:
+            logger.debug("%s: reading stopped after %d packets", path, count)
+    return count
+
+
+def _rotation(frame: "VideoFrame") -> int:
+    """Quarter turns counterclockwise that the frame needs, in degrees from 0 to 270."""
+    return round(frame.rotation / 90) % 4 * 90
+
+
+def _to_rgb(frame: "VideoFrame") -> "np.ndarray":
+    """uint8 [H, W, 3] by the matrix and the range that the file names; one that names no matrix is read as BT.601.
+
+    That is FFmpeg's rule for every size, and what programs that write through it mean when they leave the tag out.
+    """
+    # PyAV before 17 looks at the source's matrix only where another one is asked for; RGB itself has none.
+    matrix = _SWSCALE_MATRICES.get(frame.colorspace)
+    rgb = frame.reformat(
+        format="rgb24",
+        src_colorspace=matrix,
+        dst_colorspace=None if matrix is None else _BT601,
+        src_color_range=_FULL_RANGE if frame.color_range == _FULL_RANGE else None,
+    )
+    return rgb.to_ndarray()

@@ -1,0 +1,398 @@
+import hashlib
+import json
+import logging
+import shutil
+import socket
+import warnings
+from pathlib import Path
+
+import golden_files
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sana_streaming.sana_core.errors import CheckpointError, InputError
+from sana_streaming.sana_core.models.prompt import PromptEmbedding, plan_tokens, prompt_text
+from sana_streaming.sana_core.models.prompt_cache import _cache_root
+from sana_streaming.sana_core.models.text_encoder import (
+    DEFAULT_NEGATIVE_PROMPT,
+    MAX_TEXT_TOKENS,
+    PROMPT_PREFIX,
+    GemmaTextEncoder,
+    default_cache_dir,
+)
+from sana_streaming.sana_core.weights.toy_text import make_toy_text_encoder
+
+GEMMA = golden_files.GOLDEN / "text/tiny_gemma2"
+EXPECTED = golden_files.load_json("text/tiny_gemma2_expected.json")
+CASES = {f"{'case' if case['use_chi_prompt'] else ''}{case['case']}": case for case in EXPECTED["cases"]}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy_text_encoder(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def copy(toy, tmp_path):
+    """A toy folder that a test may damage."""
+    return Path(shutil.copytree(toy, tmp_path / "copy"))
+
+
+def encode(encoder, case):
+    if case["use_chi_prompt"]:
+        return encoder.encode(case["prompt"], motion_score=case["motion_score"])
+    return encoder.encode_negative(case["prompt"])
+
+
+# Reference vectors
+
+
+@pytest.mark.golden
+def test_prompt_constants():
+    expected = golden_files.load_json("text/prompt_constants.json")
+    assert PROMPT_PREFIX.split("\n") == expected["chi_prompt_lines"]
+    assert expected["joined"] == PROMPT_PREFIX
+    assert hashlib.sha256(PROMPT_PREFIX.encode()).hexdigest() == expected["joined_utf8_sha256"]
+    assert expected["default_negative_prompt"] == DEFAULT_NEGATIVE_PROMPT
+    assert expected["model_max_length"] == MAX_TEXT_TOKENS
+    assert prompt_text(" a cat\n", 7) == "a cat" + expected["motion_score_suffix"].format(score=7)
+    assert prompt_text(" a cat\n", 0) == "a cat"
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", golden_files.load_json("text/token_lengths.json")["cases"])
+def test_token_lengths(case):
+    sequence = case["sequence_tokens_before_truncation"]
+    plan = plan_tokens(sequence, case["chi_tokens_incl_bos_and_trailing_space"], case["model_max_length"])
+    assert plan.padded_length == case["padded_length"]
+    assert [0, plan.first_row] == case["select_first_positions"]
+    assert plan.padded_length - 1 == case["select_last_position"]
+    assert 1 + plan.padded_length - plan.first_row == case["output_rows"]
+    assert plan.num_tokens == case["mask_sum"]
+    assert plan.truncated_tokens == case["truncated_tokens"]
+    assert plan.padded_length - (sequence - plan.truncated_tokens) == case["pad_tokens"]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["no_soft_cap", "soft_cap"])
+def gemma(request):
+    length = EXPECTED["model_max_length"]
+    with GemmaTextEncoder(GEMMA, dtype=torch.float32, soft_cap=request.param, max_text_tokens=length) as encoder:
+        yield encoder
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", CASES)
+def test_tiny_gemma(gemma, name):
+    case, (_, tensors) = CASES[name], golden_files.load("text/tiny_gemma2_expected.safetensors")
+    result, rows = encode(gemma, case), tensors[f"{name}.prompt_embeds"]
+
+    assert result.embeds.shape == (1, EXPECTED["model_max_length"], gemma.hidden_size)
+    assert result.embeds.dtype == torch.float32 and result.mask.dtype == torch.bool
+    assert torch.equal(result.mask[0].int(), tensors[f"{name}.mask"])
+    assert result.num_tokens == case["valid_tokens"] == result.mask.sum()
+    assert not result.embeds[0, result.num_tokens :].any()
+    assert bool(result.truncated_tokens) == case.get("truncated", False)
+
+    error = (result.rows - rows).abs().max().item()
+    if not gemma.soft_cap:
+        assert error <= EXPECTED["tolerance_fp32"]
+    elif "max_abs_diff_if_softcap_applied" in case:
+        assert error == pytest.approx(case["max_abs_diff_if_softcap_applied"], rel=0.02, abs=EXPECTED["tolerance_fp32"])
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", CASES)
+def test_tiny_gemma_tokens(name):
+    case, (_, tensors) = CASES[name], golden_files.load("text/tiny_gemma2_expected.safetensors")
+    encoder = GemmaTextEncoder(GEMMA, max_text_tokens=EXPECTED["model_max_length"])
+    if case["use_chi_prompt"]:
+        text = prompt_text(case["prompt"], case["motion_score"])
+        assert text == case["text_sent_after_chi"]
+        ids, _, plan = encoder.tokenize(text)
+        prefix_tokens = encoder.tokenize(PROMPT_PREFIX, prefix=None)[1].sum()
+        assert prefix_tokens == EXPECTED["chi_tokens_including_bos_and_trailing_space"]
+        assert plan.truncated_tokens == max(0, case["untruncated_length"] - case["padded_length"])
+    else:
+        ids, _, plan = encoder.tokenize(case["prompt"], prefix=None)
+    assert plan.padded_length == case["padded_length"]
+    assert torch.equal(ids[0].int(), tensors[f"{name}.input_ids"])
+    assert not encoder.is_loaded
+
+
+# Encoding
+
+
+def test_padding_is_on_the_right_though_the_folder_says_left(toy):
+    assert json.loads((toy / "tokenizer_config.json").read_text())["padding_side"] == "left"
+    ids, mask, plan = GemmaTextEncoder(toy).tokenize("a cat", prefix=None)
+    assert ids.shape == mask.shape == (1, plan.padded_length) == (1, MAX_TEXT_TOKENS)
+    assert ids[0, 0] == 2 and (ids[0, :3] > 1).all() and not ids[0, 3:].any()
+    assert mask[0].tolist() == [1] * 3 + [0] * (MAX_TEXT_TOKENS - 3)
+
+
+def test_the_spelling_of_pad_in_a_prompt_is_not_padding(toy):
+    _, mask, plan = GemmaTextEncoder(toy).tokenize("a<pad><pad>cat", prefix=None)
+    assert plan.num_tokens == mask.sum() == mask[0].argmin() > 4
+
+
+def test_same_result_from_shards_and_from_a_bare_decoder(toy, copy, tmp_path):
+    expected = GemmaTextEncoder(toy).encode("a cat").embeds
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    shards = {key: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, key in enumerate(weights)}
+    for shard in set(shards.values()):
+        part = {key: value for key, value in weights.items() if shards[key] == shard}
+        save_file(part, copy / shard, {"format": "pt"})
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    assert torch.equal(GemmaTextEncoder(copy).encode("a cat").embeds, expected)
+
+    bare = Path(shutil.copytree(toy, tmp_path / "bare"))
+    config = json.loads((bare / "config.json").read_text()) | {"architectures": ["Gemma2Model"]}
+    (bare / "config.json").write_text(json.dumps(config))
+    save_file({key.removeprefix("model."): value for key, value in weights.items()}, bare / "model.safetensors")
+    assert torch.equal(GemmaTextEncoder(bare).encode("a cat").embeds, expected)
+
+    # An untied output head, as some copies carry one, changes nothing.
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 2
+    save_file(weights, bare / "model.safetensors", {"format": "pt"})
+    assert torch.equal(GemmaTextEncoder(bare).encode("a cat").embeds, expected)
+
+
+def test_loads_late_without_network_and_unloads(toy, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with GemmaTextEncoder(str(toy)) as encoder:
+        assert not encoder.is_loaded and encoder.hidden_size == 64
+        embedding = encoder.encode("")
+        assert encoder.is_loaded
+    assert not encoder.is_loaded
+    assert embedding.num_tokens == 2 and embedding.embeds.dtype == torch.bfloat16
+    assert torch.equal(encoder.encode("").embeds, embedding.embeds)
+
+
+@pytest.fixture
+def loud():
+    """transformers' logging at its most talkative, and the progress bars of the hub off by the user's choice."""
+    import huggingface_hub.utils as hub
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, no_bars = transformers_logging.get_verbosity(), hub.are_progress_bars_disabled()
+    transformers_logging.set_verbosity_debug()
+    hub.disable_progress_bars()
+    yield lambda: (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+        hub.are_progress_bars_disabled(),
+    )
+    transformers_logging.set_verbosity(verbosity)
+    if not no_bars:
+        hub.enable_progress_bars()
+
+
+def test_loading_prints_nothing_and_leaves_settings_alone(toy, loud, monkeypatch, capfd):
+    import transformers
+
+    monkeypatch.setattr(transformers.utils.logging, "_tqdm_active", True)
+    load = transformers.Gemma2Model.from_pretrained
+    inside = []
+
+    def warn_and_load(*args, **options):
+        inside.append(loud())
+        warnings.warn("deprecated", FutureWarning, stacklevel=1)
+        return load(*args, **options)
+
+    monkeypatch.setattr(transformers.Gemma2Model, "from_pretrained", warn_and_load)
+    before = loud()
+    GemmaTextEncoder(toy).encode("a cat")
+    assert inside == [(logging.ERROR, False, True)]
+    assert loud() == before == (logging.DEBUG, True, True)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("motion_score", [0, 3])
+def test_a_cut_prompt_warns_once(toy, caplog, motion_score):
+    encoder = GemmaTextEncoder(toy, max_text_tokens=8)
+    assert encoder.encode("a cat", motion_score=0).truncated_tokens == 0 and not caplog.records
+    result = encoder.encode("a cat " * 4 + "a", motion_score=motion_score)
+    suffix = len(encoder.tokenize(" motion score: 3.", None)[0][0, 1:]) if motion_score else 0
+    assert suffix in (0, 7) and result.truncated_tokens == 2 + (6 if motion_score else 0)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    message = record.getMessage()
+    assert "7 tokens fit" in message and f"{result.truncated_tokens} at the end" in message
+    assert ("motion score" in message) == bool(motion_score)
+    encoder.encode_negative("a cat " * 4)
+    assert len(caplog.records) == 2 and "negative" in caplog.records[1].getMessage()
+
+
+def test_embedding_moves():
+    embedding = PromptEmbedding.from_rows(torch.ones(3, 4), 5, 2)
+    half = embedding.to("cpu", torch.bfloat16)
+    assert half.embeds.dtype == torch.bfloat16 and half.mask.dtype == torch.bool
+    assert (half.num_tokens, half.truncated_tokens) == (3, 2)
+    assert embedding.to("meta").mask.device.type == "meta"
+    assert torch.equal(embedding.mask, torch.tensor([[True, True, True, False, False]]))
+
+
+# Folders and options
+
+
+def drop(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def index_of(weight_map):
+    def damage(folder):
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps(weight_map))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "is not a folder"),
+        (drop("config.json"), "has no config.json"),
+        (write("config.json", "{"), "not a readable JSON"),
+        (write("config.json", '{"model_type": "gemma3"}'), "model_type 'gemma3', not 'gemma2'"),
+        (write("config.json", '{"model_type": "gemma2"}'), "hidden_size None"),
+        (drop("tokenizer.json"), "has no tokenizer.json"),
+        (drop("model.safetensors"), "neither model.safetensors nor"),
+        (index_of({}), "has no weight_map"),
+        (index_of({"weight_map": {"a": "x-2.safetensors", "b": "x-1.safetensors"}}), "lacks x-1.safetensors, x-2"),
+    ],
+)
+def test_an_unusable_folder_is_refused_at_once(copy, damage, message):
+    damage(copy)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        GemmaTextEncoder(copy)
+    assert "\n" not in str(caught.value) and str(copy) in str(caught.value)
+
+
+def without_a_layer(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "layers.1." not in k}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+def of_another_size(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+
+
+def with_a_smaller_vocabulary(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+
+
+def without_bos(folder):
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(text.replace("<bos>", "<s>"), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (write("model.safetensors", "not weights"), "cannot be loaded"),
+        (without_a_layer, "lacks 11 weights"),
+        (of_another_size, "cannot be loaded"),
+        (write("tokenizer.json", "{"), "not a readable tokenizer"),
+        (with_a_smaller_vocabulary, "tokens, the model 300"),
+        (without_bos, "has no <bos>"),
+    ],
+)
+def test_damaged_files_are_named_when_they_are_read(copy, damage, message):
+    damage(copy)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        GemmaTextEncoder(copy).encode("a cat")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", [{"dtype": torch.float16}, {"max_text_tokens": 1}])
+def test_an_unusable_option_is_refused(toy, option):
+    with pytest.raises(InputError, match="; use"):
+        GemmaTextEncoder(toy, **option)
+
+
+# Cache
+
+
+def test_a_hit_is_the_same_and_loads_nothing(toy, tmp_path, caplog):
+    cache = tmp_path / "deep" / "cache"
+    first = GemmaTextEncoder(toy, cache_dir=cache, max_text_tokens=8)
+    second = GemmaTextEncoder(toy, cache_dir=cache, max_text_tokens=8)
+    for text in ("a cat", "", "a cat " * 9):
+        missed, hit = first.encode(text), second.encode(text)
+        assert torch.equal(missed.embeds, hit.embeds) and torch.equal(missed.mask, hit.mask)
+        assert hit.embeds.dtype == torch.bfloat16
+        assert (missed.num_tokens, missed.truncated_tokens) == (hit.num_tokens, hit.truncated_tokens)
+    assert len(caplog.records) == 2, "a cut prompt warns on a hit too"
+    assert first.is_loaded and not second.is_loaded
+    assert sorted(path.suffix for path in cache.iterdir()) == [".safetensors"] * 3
+
+
+def test_whatever_changes_the_numbers_changes_the_key(copy, tmp_path):
+    cache = tmp_path / "cache"
+    encoder = GemmaTextEncoder(copy, cache_dir=cache)
+    encoder.encode("a cat")
+    encoder.encode("  a cat\n")
+    assert len(list(cache.iterdir())) == 1
+    encoder.encode("a dog")
+    encoder.encode("a cat", motion_score=1)
+    encoder.encode_negative("a cat")
+    encoder.encode_negative("a cat ")
+    for option in ({"dtype": torch.float32}, {"soft_cap": True}, {"max_text_tokens": 9}):
+        GemmaTextEncoder(copy, cache_dir=cache, **option).encode("a cat")
+    assert len(list(cache.iterdir())) == 8
+    for count, name in enumerate(("model.safetensors", "tokenizer.json", "config.json"), start=9):
+        (copy / name).write_bytes((copy / name).read_bytes() + (b"\n" if name.endswith("json") else b""))
+        GemmaTextEncoder(copy, cache_dir=cache).encode("a cat")
+        assert len(list(cache.iterdir())) == count
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "shape", "dtype", "metadata", "names"])
+def test_a_corrupt_file_is_rewritten(toy, tmp_path, damage):
+    expected = GemmaTextEncoder(toy, cache_dir=tmp_path).encode("a cat")
+    (path,) = tmp_path.iterdir()
+    good, rows = path.read_bytes(), expected.rows.contiguous()
+    metadata = {"truncated_tokens": "0"}
+    if damage == "garbage":
+        path.write_bytes(b"\xff" * 100)
+    elif damage == "cut":
+        path.write_bytes(good[:-1])
+    elif damage == "shape":
+        save_file({"rows": rows[:, 1:].contiguous()}, path, metadata)
+    elif damage == "dtype":
+        save_file({"rows": rows.float()}, path, metadata)
+    elif damage == "metadata":
+        save_file({"rows": rows}, path)
+    else:
+        save_file({"columns": rows}, path, metadata)
+    again = GemmaTextEncoder(toy, cache_dir=tmp_path)
+    assert torch.equal(again.encode("a cat").embeds, expected.embeds) and again.is_loaded
+    assert path.read_bytes() == good and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unwritable_cache_warns_once_and_goes_on(toy, tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    encoder = GemmaTextEncoder(toy, cache_dir=tmp_path / "file" / "cache")
+    assert encoder.encode("a cat").num_tokens == 3 and encoder.encode("a dog").num_tokens == 3
+    (record,) = caplog.records
+    assert "cannot be written" in record.getMessage()
+
+
+def test_default_cache_dir(monkeypatch, tmp_path):
+    monkeypatch.setenv("SANA_STREAMING_CACHE", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "prompts"
+    assert _cache_root({"XDG_CACHE_HOME": "/x"}, windows=False) == Path("/x/sana_streaming")
+    assert _cache_root({"LOCALAPPDATA": "/y", "XDG_CACHE_HOME": "/x"}, windows=True) == Path("/y/sana_streaming")
+    assert _cache_root({}, windows=False) == Path.home() / ".cache/sana_streaming"
+    assert _cache_root({"SANA_STREAMING_CACHE": "~/z"}, windows=True) == Path.home() / "z"
