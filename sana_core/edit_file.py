@@ -164,10 +164,10 @@ class _FileEdit:
             return
         source, edited = self.sheet
         shown = [i for i in source.indices if i in edited.indices]
-        pictures = [torch.stack([row.frames[row.indices.index(i)] for i in shown]) for row in (source, edited)]
         assert self.job.sheet is not None
         times = [float((self.job.start + i) / self.job.info.frame_rate) for i in shown]
-        contact_sheet(*pictures, self.job.sheet, prompt=self.stream.state.prompt, times=times)
+        before, after = (torch.stack([row.frames[row.indices.index(i)] for i in shown]) for row in (source, edited))
+        contact_sheet(before, after, self.job.sheet, prompt=self.stream.state.prompt, times=times)
 
 
 class PeakMemory:

@@ -99,10 +99,10 @@ def gdn_naive(
 ) -> tuple[torch.Tensor, GDNMemory]:
     """As :func:`~.gdn`."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    tensors = tuple(t.to(dtype) for t in (q, k, v, q_rot, k_rot, beta, decay))
-    zero = zero_memory(tensors[0])
+    q, k, v, q_rot, k_rot, beta, decay = (t.to(dtype) for t in (q, k, v, q_rot, k_rot, beta, decay))
+    zero = zero_memory(q)
     start = zero if memory is None else (memory[0].to(dtype), memory[1].to(dtype))
-    forward = scan_forward(*tensors, memory=start)
-    backward = scan_backward(*tensors, memory=zero)
+    forward = scan_forward(q, k, v, q_rot, k_rot, beta, decay, start)
+    backward = scan_backward(q, k, v, q_rot, k_rot, beta, decay, zero)
     out = (forward.num + backward.num) / (forward.den + backward.den + eps)[..., None]
     return out, forward.memory

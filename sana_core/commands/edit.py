@@ -7,7 +7,6 @@ import dataclasses
 import json
 import sys
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import DIT_PRESETS, VAEConfig
@@ -52,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
 def plan_job(options: argparse.Namespace, state: StreamState | None) -> FileJob:
     """Checks everything that can be checked without weights; InputError for the first thing that is wrong."""
     from ..edit_file import FileJob
+    from ..paths import check_folder
     from ..video.reader import probe
     from ..video.writer import check_output
 
@@ -59,6 +59,8 @@ def plan_job(options: argparse.Namespace, state: StreamState | None) -> FileJob:
     check_output(options.output, source=options.input)
     for path in filter(None, (options.report, options.save_state, options.sheet)):
         check_folder(path)
+    if options.sheet and options.sheet.suffix.lower() != ".png":
+        raise InputError(f"--sheet {options.sheet} is not a .png file; name one that is")
     if options.prompt is None and state is None:
         raise InputError('no --prompt is given; say what to do, for example --prompt "turn it into a watercolour"')
     if options.max_frames is not None and options.max_frames < 1:
@@ -83,16 +85,6 @@ def plan_job(options: argparse.Namespace, state: StreamState | None) -> FileJob:
         finish=not partial,
         sheet=options.sheet,
     )
-
-
-def check_folder(path: Path) -> None:
-    """InputError unless a file can be made beside ``path``."""
-    import os
-
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; create it, or write somewhere else")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: cannot write to {path.parent}; choose another folder")
 
 
 def parse_rate(text: str | None) -> Fraction | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,8 @@ class SanaStreamingDiT(nn.Module):
                 bias = torch.zeros(real.shape, dtype=self.dtype, device=embeds.device)
                 bias = bias.masked_fill(~real, MASKED_LOGIT)[:, None, None]
         features = self.attention_y_norm(self.y_embedder(embeds))
-        return PromptContext(tuple(block.cross_attn.project_prompt(features) for block in self.blocks), bias)
+        attentions = (cast(DiTBlock, block).cross_attn for block in self.blocks)
+        return PromptContext(tuple(attention.project_prompt(features) for attention in attentions), bias)
 
     def positions(self, start_frame: int, num_frames: int, height: int, width: int, device: torch.device) -> Rotary:
         """Rotary factors of a chunk; the same for all its passes."""

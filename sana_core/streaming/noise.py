@@ -51,4 +51,6 @@ def _generator_device(name: str) -> torch.device:
     try:
         return torch.Generator(name).device
     except RuntimeError as error:
-        raise InputError(f"noise_device {name!r} cannot draw noise here; use cpu, or cuda where there is a GPU") from error
+        raise InputError(
+            f"noise_device {name!r} cannot draw noise here; use cpu, or cuda where there is a GPU"
+        ) from error

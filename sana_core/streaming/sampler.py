@@ -83,7 +83,8 @@ def sample_chunk(
         if options.guided:
             negative, positive = velocity.chunk(2)
             velocity = negative + options.cfg_scale * (positive - negative)
-        x = euler_step(x, velocity, *schedule.sigmas[number : number + 2], options.round_latents)
+        sigma, sigma_next = schedule.sigmas[number : number + 2]
+        x = euler_step(x, velocity, sigma, sigma_next, options.round_latents)
     if not carry:
         return x, None
     if not options.reuse_last_step:

@@ -111,6 +111,8 @@ class VideoReader:
 
     def blocks(self, num_frames: int) -> Iterator[Tensor]:
         """The same frames as uint8 [num_frames, H, W, 3]; the last block may be shorter."""
+        if num_frames < 1:
+            raise InputError(f"cannot read in blocks of {num_frames} frames: give at least 1")
         block: list[Tensor] = []
         for frame in self:
             block.append(frame)
@@ -154,7 +156,6 @@ class VideoReader:
         read, problem = 0, ""
         with open_media(self.path) as container:
             stream = _video_stream(container, self.path)
-            stream.thread_type = "AUTO"
             try:
                 for frame in _decoded(container, stream):
                     yield frame
@@ -193,7 +194,8 @@ def open_media(path: Path) -> "InputContainer":
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a video file")
     try:
-        return av.open(str(path))
+        # An absolute path is never taken for the address of another protocol, whatever colons are in it.
+        return av.open(str(path.absolute()), metadata_errors="replace")
     except av.FFmpegError as error:
         raise InputError(f"{path} cannot be read as a video ({error.strerror}): give a video file, whole") from error
 

@@ -2,9 +2,9 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..paths import check_folder
 from .reader import open_media
 
 if TYPE_CHECKING:
@@ -47,15 +48,9 @@ def check_output(path: str | Path, *, source: str | Path | None = None) -> None:
     path = Path(path)
     if path.suffix.lower() not in _CONTAINERS:
         raise InputError(f"{path}: cannot write {path.suffix or 'a file without ending'}: use {', '.join(_CONTAINERS)}")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}: create it, or write somewhere else")
+    check_folder(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the name of a video file")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{path}: cannot write to {path.parent} ({error.strerror}): choose another folder") from error
     if path.exists() and not os.access(path, os.W_OK):
         raise InputError(f"{path} is write-protected: choose another name")
     if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
@@ -72,9 +67,9 @@ class VideoWriter:
     first picture. It is copied where the container takes its codec, else encoded as AAC; it is read along with the
     picture and never outlasts it by more than one packet.
 
-    A process that is killed leaves a file that plays up to the last complete fragment. Frames are not in the file when
-    `write` returns: x264 looks 20 frames ahead and holds one more per thread, and a fragment is complete when the next
-    one, at most 2 seconds later, begins.
+    A process that is killed leaves a file that plays up to its last complete fragment; before the first there is
+    nothing to play. Frames are not in the file when `write` returns: x264 looks 20 frames ahead and holds one more per
+    thread, and a fragment, at most 2 seconds long, is complete when the next one begins.
 
     Args:
         width, height: in pixels, even.
@@ -162,8 +157,8 @@ class VideoWriter:
         # Sound may end before the picture: do not hold pictures back to wait for it.
         options = {"flush_packets": "1", "max_interleave_delta": "1000000"}
         if container_format != "matroska":
-            pass
-        output = av.open(str(self.path), "w", format=container_format, options=options)
+            options["movflags"] = _movflags()
+        output = av.open(str(self.path.absolute()), "w", format=container_format, options=options)
         try:
             self._video = self._add_video(output)
             if self._audio is not None:
@@ -235,7 +230,9 @@ class _AudioCut:
         streams = self._input.streams
         self._stream = streams.audio[0] if streams.audio else None
         # The sound of a file begins where its picture does, which is not at time 0 in every container.
-        first = next((s.start_time * s.time_base for s in streams.video if s.start_time and s.time_base), Fraction(0))
+        first = next(
+            (s.start_time * s.time_base for s in streams.video[:1] if s.start_time and s.time_base), Fraction(0)
+        )
         self._origin = first + Fraction(start)
         self._packets: Iterator[TimedPacket] = iter(())
         self._held: TimedPacket | None = None
@@ -286,9 +283,11 @@ class _AudioCut:
             self._warn(error)
 
     def _encoded(self, out: "AudioStream") -> "Iterator[TimedPacket]":
-        for frame in self._decoded():
-            yield from self._timed(out.encode(frame))
-        yield from self._timed(out.encode(None))
+        for frame in chain(self._decoded(), (None,)):
+            for packet in out.encode(frame):
+                # The encoder's run-in lies before time 0; Matroska of FFmpeg 8.0 would move the picture to fit it in.
+                if packet.pts is not None and packet.pts >= 0:
+                    yield packet.pts * packet.time_base, packet
 
     def _decoded(self) -> "Iterator[AudioFrame]":
         import av
@@ -301,13 +300,6 @@ class _AudioCut:
                 yield frame
         except av.FFmpegError as error:
             self._warn(error)
-
-    @staticmethod
-    def _timed(packets: "list[Packet[AudioStream]]") -> "Iterator[TimedPacket]":
-        # The encoder's run-in lies before time 0 and holds no sound; it would push the picture back.
-        for packet in packets:
-            if packet.pts is not None and packet.pts >= 0:
-                yield packet.pts * packet.time_base, packet
 
     def _warn(self, error: Exception) -> None:
         logger.warning("%s: the sound ends early, the file is damaged there (%s)", self._source, error)

@@ -80,7 +80,8 @@ def _read_torch(path: Path) -> Any:
             f"{path} is not a plain weight file: it is damaged or holds Python objects, which are never executed; "
             "use a file of tensors only"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # What a reader of pickles runs into depends on where the bytes go wrong.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is not a whole torch weight file ({reason}); copy or download it again"

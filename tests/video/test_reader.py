@@ -84,6 +84,19 @@ def test_rotation_is_applied(tmp_path: Path, clockwise: int, bright_corner: tupl
         assert min(corners.values()) == pytest.approx(16 + 4 * number, abs=3)
 
 
+def test_names_with_colons_and_titles_in_unknown_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "file.mp4"
+    with av.open(str(path), "w") as output:
+        output.metadata["title"] = "titletitle"
+        video = output.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        output.mux(video.encode(av.VideoFrame(32, 32, "yuv420p")))
+        output.mux(video.encode(None))
+    Path("12:30:00.mp4").write_bytes(path.read_bytes().replace(b"titletitle", b"\xff\xfe\xe9\xfctitle\xf0"))
+    assert len(list(VideoReader("12:30:00.mp4"))) == 1
+
+
 def test_odd_sizes(tmp_path: Path) -> None:
     frames = video_files.level_frames(4, 35, 51)
     path = video_files.write_clip(tmp_path / "odd.mkv", frames, codec="ffv1", pix_fmt="bgr0")
@@ -158,11 +171,15 @@ def test_a_scratch_in_the_middle_ends_the_video(tmp_path: Path, caplog: pytest.L
     path = noise_clip(tmp_path / "scratched.mp4")
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
+    with av.open(str(path)) as container:
+        whole = sum(packet.pos + packet.size <= middle for packet in container.demux(video=0) if packet.size)
     data[middle : middle + len(data) // 8] = bytes(len(data) // 8)
     path.write_bytes(data)
     with caplog.at_level(logging.WARNING):
         frames = list(VideoReader(path))
-    assert 15 <= len(frames) <= 40
+    # The picture in which the scratch begins may still be decodable.
+    assert len(frames) in (whole, whole + 1)
+    assert whole > 15
     assert [f"only {len(frames)} of 60" in record.getMessage() for record in caplog.records] == [True]
 
 
@@ -284,3 +301,5 @@ def test_a_start_or_count_out_of_range_is_refused(clip: Path) -> None:
         VideoReader(clip, start=-1)
     with pytest.raises(InputError, match="max_frames is 0"):
         VideoReader(clip, max_frames=0)
+    with pytest.raises(InputError, match="blocks of 0"):
+        next(VideoReader(clip).blocks(0))

@@ -101,6 +101,14 @@ def test_a_finished_file_is_an_ordinary_one(tmp_path: Path, suffix: str) -> None
         assert container.streams.video[0].frames == 150
 
 
+@pytest.mark.parametrize("rate", [Fraction(25), Fraction(4)], ids=str)
+def test_a_key_frame_every_two_seconds(tmp_path: Path, rate: Fraction) -> None:
+    path = write(tmp_path / "out.mp4", torch.full((130, 32, 32, 3), 90, dtype=torch.uint8), rate)
+    with av.open(str(path)) as container:
+        keys = [i for i, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    assert keys == list(range(0, 130, int(2 * rate)))
+
+
 @pytest.mark.parametrize(("height", "width", "matrix"), [(64, 64, 6), (704, 1280, 1), (1280, 704, 1), (384, 640, 6)])
 def test_colours_survive_and_are_tagged_as_players_assume(tmp_path: Path, height: int, width: int, matrix: int) -> None:
     colours = [(200, 30, 40), (20, 180, 60), (30, 60, 220), (128, 128, 128), (250, 250, 250), (5, 5, 5)]
@@ -162,7 +170,10 @@ def test_other_sound_becomes_aac(sounding: dict[str, Path], tmp_path: Path, kind
 
 
 @pytest.mark.parametrize("start", [0.0, 1.0, 2.345])
-@pytest.mark.parametrize(("kind", "suffix"), [("aac", ".mp4"), ("aac", ".mkv"), ("pcm", ".mp4"), ("broadcast", ".mp4")])
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [("aac", ".mp4"), ("aac", ".mkv"), ("pcm", ".mp4"), ("broadcast", ".mp4"), ("broadcast", ".mkv")],
+)
 def test_sound_is_cut_to_the_video_and_in_time(
     sounding: dict[str, Path], tmp_path: Path, kind: str, suffix: str, start: float
 ) -> None:
@@ -172,6 +183,8 @@ def test_sound_is_cut_to_the_video_and_in_time(
     packet = Fraction(1024, video_files.SAMPLE_RATE)
     assert Fraction(2) - 2 * packet < sound_end(path) < 2
     assert probe(path).duration == pytest.approx(2.0, abs=2e-3)
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).pts == 0
     _, samples, first = sound(path)
     assert 0 <= first < 1.6 * packet
     for time in (0.5, 1.5):

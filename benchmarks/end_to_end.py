@@ -1,0 +1,62 @@
+"""Seconds per stage and peak memory of the whole pipeline, file in to file out, at full size with random weights.
+
+    python benchmarks/end_to_end.py --device cuda                        # 969 frames at 704x1280, the release's defaults
+    python benchmarks/end_to_end.py --device cpu --frames 33 --height 64 --width 96
+
+Writes benchmarks/results/<device>/end_to_end_<width>x<height>_<frames>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from common import looped_clip, sample_clip, write_result
+from sana_streaming.sana_core.config import DIT_PRESETS, VAEConfig
+from sana_streaming.sana_core.edit_file import FileJob, edit_file
+from sana_streaming.sana_core.streaming.edit_stream import EditStream
+from sana_streaming.sana_core.streaming.options import StreamOptions
+from sana_streaming.sana_core.video.reader import probe
+from sana_streaming.sana_core.weights.random_init import RandomPrompts, random_dit, random_vae
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--frames", type=int, default=969)
+    parser.add_argument("--height", type=int, default=704)
+    parser.add_argument("--width", type=int, default=1280)
+    parser.add_argument("--steps", type=int, default=4)
+    options = parser.parse_args()
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    config = DIT_PRESETS["streaming-2b"]
+    stream = EditStream(
+        random_dit(config, device=device, dtype=dtype),
+        random_vae(VAEConfig(decoder_causal=True), device=device, dtype=dtype),
+        RandomPrompts(config.caption_channels, config.max_text_tokens),
+        prompt="turn it into a watercolour",
+        height=options.height,
+        width=options.width,
+        total_frames=options.frames,
+        options=StreamOptions(steps=options.steps),
+    )
+    with tempfile.TemporaryDirectory() as name:
+        clip = looped_clip(Path(name) / "clip.mp4", sample_clip("bigbuckbunny.mp4"), options.frames)
+        job = FileJob(source=clip, target=Path(name) / "out.mp4", info=probe(clip))
+        report = edit_file(
+            stream, job, lambda chunk, report: print(f"chunk {chunk.index}: {report.wall_seconds:.1f} s")
+        )
+    result = {
+        "size": [options.height, options.width],
+        "dtype": options.dtype,
+        "steps": options.steps,
+        **report.to_dict(),
+    }
+    print(write_result(f"end_to_end_{options.width}x{options.height}_{options.frames}", device, result))
+
+
+if __name__ == "__main__":
+    main()
