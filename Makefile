@@ -13,10 +13,10 @@ setup: $(READY)
 
 $(READY): pyproject.toml requirements.txt
 	@echo "setting up .venv (a few minutes the first time)"
-	$(PYTHON) -m venv .venv
-	$(PIP) --upgrade pip
-	$(PIP) $(TORCH)
-	$(PIP) --editable ".[standalone,dev]"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --upgrade pip
+	@$(PIP) $(TORCH)
+	@$(PIP) --editable ".[standalone,dev]"
 	@touch $@
 
 lint: $(READY)
