@@ -5,6 +5,7 @@ import golden_dit
 import pytest
 import torch
 from sana_streaming.sana_core.models.dit import BlockState
+from sana_streaming.sana_core.streaming.chunks import kept_chunks
 
 ATOL = 2e-5
 LAYOUTS = ["fused", "split"]
@@ -69,15 +70,12 @@ def _keep(seen, name):
 
 
 def _official_state(tensors, case, variant, chunk):
-    """The state that the official cache amounts to before ``chunk``; chunks 0 to 2 are stored for one variant only."""
+    """The state that the official cache amounts to before ``chunk``."""
     if chunk == 0:
         return None
-    last = f"{variant}.chunk{chunk - 1}.cache_out"
-    if f"{last}.block0.tconv" not in tensors:
-        last = last.replace(variant, case["variants"][0])
     state = []
     for index in range(case["depth"]):
-        block = f"{last}.block{index}"
+        block = f"{_written(tensors, case, variant, chunk - 1)}.block{index}"
         frame = tensors[f"{block}.tconv"].permute(0, 2, 3, 1)
         if index in case["softmax_layer_indices"]:
             memory = _official_keys_values(tensors, case, variant, chunk, index)
@@ -87,12 +85,23 @@ def _official_state(tensors, case, variant, chunk):
     return state
 
 
+def _written(tensors, case, variant, chunk):
+    """Where the cache of ``chunk`` is: chunks that are the same in every variant are stored for the first one only."""
+    own = f"{variant}.chunk{chunk}.cache_out"
+    stored = any(name.startswith(f"{own}.") for name in tensors)
+    return own if stored else f"{case['variants'][0]}.chunk{chunk}.cache_out"
+
+
 def _official_keys_values(tensors, case, variant, chunk, index):
-    read = f"{variant}.chunk{chunk}.cache_in.block{index}"
-    if f"{read}.k" in tensors:
-        return tuple(tensors[f"{read}.{n}"].transpose(2, 3) for n in "kv")
-    written = [f"{case['variants'][0]}.chunk{c}.cache_out.block{index}" for c in range(chunk)]
-    return tuple(torch.cat([tensors[f"{w}.{n}"].transpose(2, 3) for w in written], 2) for n in "kv")
+    """Keys and values of the chunks that our rule keeps; they must be those that the official cache held."""
+    kept = kept_chunks(chunk, case["num_cached_blocks"], sink_token=variant == "sink")
+    written = [f"{_written(tensors, case, variant, earlier)}.block{index}" for earlier in kept]
+    memory = tuple(torch.cat([tensors[f"{w}.{n}"].transpose(2, 3) for w in written], 2) for n in "kv")
+    for name, got in zip("kv", memory, strict=True):
+        held = tensors.get(f"{variant}.chunk{chunk}.cache_in.block{index}.{name}")
+        if held is not None:
+            assert torch.equal(got, held.transpose(2, 3))
+    return memory
 
 
 def _compare_written(written, tensors, case, prefix):
