@@ -18,7 +18,7 @@ from sana_streaming.sana_core.config import DIT_PRESETS, VAEConfig
 from sana_streaming.sana_core.edit_file import FileJob, edit_file
 from sana_streaming.sana_core.streaming.edit_stream import EditStream
 from sana_streaming.sana_core.streaming.options import StreamOptions
-from sana_streaming.sana_core.video.reader import probe
+from sana_streaming.sana_core.video.reader import VideoReader
 from sana_streaming.sana_core.weights.random_init import RandomPrompts, random_dit, random_vae
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         clip = looped_clip(Path(name) / "clip.mp4", sample_clip("bigbuckbunny.mp4"), options.frames)
-        job = FileJob(source=clip, target=Path(name) / "out.mp4", info=probe(clip))
+        job = FileJob(VideoReader(clip), Path(name) / "out.mp4")
         report = edit_file(
             stream, job, lambda chunk, report: print(f"chunk {chunk.index}: {report.wall_seconds:.1f} s")
         )

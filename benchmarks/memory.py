@@ -23,7 +23,7 @@ from common import looped_clip, sample_clip, write_result
 from sana_streaming.sana_core.edit_file import FileJob, edit_file
 from sana_streaming.sana_core.models.text_encoder import GemmaTextEncoder
 from sana_streaming.sana_core.streaming.edit_stream import EditStream
-from sana_streaming.sana_core.video.reader import probe
+from sana_streaming.sana_core.video.reader import VideoReader
 from sana_streaming.sana_core.weights.dit import load_dit
 from sana_streaming.sana_core.weights.toy import make_toy_bundle
 from sana_streaming.sana_core.weights.vae import load_vae
@@ -55,7 +55,7 @@ def measure(folder: Path, chunks: int, height: int, width: int) -> dict:
     """Edits a looped real clip with the toy networks; the last chunk of a clip is not carried on, so one more is made."""
     toy = make_toy_bundle(folder / "toy")
     clip = looped_clip(folder / "clip.mp4", sample_clip("carphone_pristine.mp4"), 33 + 24 * chunks)
-    info = probe(clip)
+    frames = VideoReader(clip)
     stream = EditStream(
         load_dit(toy / "dit", dtype=torch.float32),
         load_vae(toy / "vae", dtype=torch.float32),
@@ -63,7 +63,7 @@ def measure(folder: Path, chunks: int, height: int, width: int) -> dict:
         prompt="turn it into a watercolour",
         height=height,
         width=width,
-        total_frames=info.num_frames,
+        total_frames=frames.num_frames,
     )
     process = psutil.Process()
     resident: list[int] = []
@@ -77,7 +77,7 @@ def measure(folder: Path, chunks: int, height: int, width: int) -> dict:
             held = 0 if waiting is None else waiting.numel() * waiting.element_size()
             state_bytes[str(chunk.index)] = stream.state.nbytes - held
 
-    report = edit_file(stream, FileJob(source=clip, target=folder / "out.mp4", info=info), on_chunk)
+    report = edit_file(stream, FileJob(frames, folder / "out.mp4"), on_chunk)
     slope = float(np.polyfit(np.arange(FIRST, LAST + 1), resident[FIRST : LAST + 1], 1)[0])
     return {
         "size": [height, width],

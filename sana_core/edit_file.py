@@ -5,8 +5,9 @@ Knows files, the stream and a report. Knows no command line.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from .streaming.edit_stream import EditedChunk, EditStream
 from .video.contact_sheet import FrameSampler, contact_sheet
-from .video.reader import VideoInfo, VideoReader
+from .video.reader import FrameSource
 from .video.writer import VideoWriter
 
 # Frames decoded at a time; waiting frames are held by the stream.
@@ -28,20 +29,25 @@ SHEET_COLUMNS = 5
 class FileJob:
     """What to read and what to write.
 
-    start: first source frame. max_frames: how many to take in, None for all. frame_rate: of the output, None keeps the
-    source's. finish: whether the end of what is read is the end of the stream; otherwise frames that fill no chunk stay in
-    the stream's state. sheet: contact sheet to draw, None for none.
+    frames: the frames to take in, from ``start`` in their source on. target: the file to write. frame_rate: of the output,
+    None keeps the source's. audio_from: file whose sound goes along at the source's own rate, None for none. finish: whether
+    the end of the frames is the end of the stream; otherwise frames that fill no chunk stay in the stream's state. sheet:
+    contact sheet to draw, None for none.
     """
 
-    source: Path
+    frames: FrameSource
     target: Path
-    info: VideoInfo
     start: int = 0
-    max_frames: int | None = None
     frame_rate: Fraction | None = None
     crf: int = 25
+    audio_from: Path | None = None
     finish: bool = True
     sheet: Path | None = None
+
+    @property
+    def audio(self) -> Path | None:
+        """Where the sound comes from; None when the output plays at another rate."""
+        return self.audio_from if self.frame_rate in (None, self.frames.frame_rate) else None
 
 
 @dataclass
@@ -79,19 +85,17 @@ class _FileEdit:
         self.stream, self.job, self.on_chunk = stream, job, on_chunk
         self.report = FileReport()
         self.memory = PeakMemory(stream.device)
-        self.rate = job.frame_rate or job.info.frame_rate
+        self.rate = job.frame_rate or job.frames.frame_rate
         # Number in the source of the stream's frame 0: a stream that goes on has seen frames before ``job.start``.
         self.origin = job.start - stream.state.frames_in
-        count = job.info.num_frames - job.start
-        self.num_frames = count if job.max_frames is None else min(count, job.max_frames)
-        self.sheet = [FrameSampler(self.num_frames, SHEET_COLUMNS) for _ in range(2)] if job.sheet else []
+        self.sheet = [FrameSampler(job.frames.num_frames, SHEET_COLUMNS) for _ in range(2)] if job.sheet else []
         self.began = time.perf_counter()
 
     def run(self) -> FileReport:
         job, report, stream = self.job, self.report, self.stream
-        with VideoReader(job.source, start=job.start, max_frames=job.max_frames) as reader, self._writer() as writer:
+        with contextlib.closing(self._timed_blocks()) as blocks, self._writer() as writer:
             try:
-                for block in self._timed_blocks(reader):
+                for block in blocks:
                     for chunk in stream.push(block):
                         self._write(writer, chunk)
                 for chunk in stream.flush() if job.finish else ():
@@ -108,21 +112,20 @@ class _FileEdit:
 
     def _writer(self) -> VideoWriter:
         job, settings = self.job, self.stream.state.settings
-        # Sound is copied only at the source's own speed, from where the first frame to be written lies.
+        # Sound begins where the first frame to be written lies in the source.
         first_frame = self.origin + self.stream.state.frames_out
-        with_audio = job.info.has_audio and self.rate == job.info.frame_rate
         return VideoWriter(
             job.target,
             width=settings.width,
             height=settings.height,
             frame_rate=self.rate,
             crf=job.crf,
-            audio_from=job.source if with_audio else None,
-            audio_start=float(first_frame / job.info.frame_rate),
+            audio_from=job.audio,
+            audio_start=float(first_frame / job.frames.frame_rate),
         )
 
-    def _timed_blocks(self, reader: VideoReader) -> Iterator[torch.Tensor]:
-        blocks = reader.blocks(READ_BLOCK)
+    def _timed_blocks(self) -> Generator[torch.Tensor]:
+        blocks = self.job.frames.blocks(READ_BLOCK)
         while True:
             start = time.perf_counter()
             block = next(blocks, None)
@@ -165,7 +168,7 @@ class _FileEdit:
         source, edited = self.sheet
         shown = [i for i in source.indices if i in edited.indices]
         assert self.job.sheet is not None
-        times = [float((self.job.start + i) / self.job.info.frame_rate) for i in shown]
+        times = [float((self.job.start + i) / self.job.frames.frame_rate) for i in shown]
         before, after = (torch.stack([row.frames[row.indices.index(i)] for i in shown]) for row in (source, edited))
         contact_sheet(before, after, self.job.sheet, prompt=self.stream.state.prompt, times=times)
 

@@ -33,26 +33,29 @@ def run(options: argparse.Namespace) -> int:
     from ..streaming.state import StreamState
 
     state = StreamState.load(options.resume) if options.resume else None
-    job = plan_job(options, state)
+    job, total_frames = plan_job(options, state)
     networks = load_networks(options, state)
     bar = ChunkBar()
-    stream = open_stream(options, state, networks, job, bar)
+    stream = open_stream(options, state, networks, total_frames, bar)
     with bar:
         report = edit_file(stream, job, bar.on_chunk)
     if options.save_state:
         stream.state.save(options.save_state)
-    summary = summarize(stream, job, report)
+    summary = {"input": str(options.input), **summarize(stream, job, report)}
     if options.report:
         options.report.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print_summary(summary, options)
+    print_summary(summary, job, options)
     return EXIT_STOPPED if report.stopped else EXIT_OK
 
 
-def plan_job(options: argparse.Namespace, state: StreamState | None) -> FileJob:
-    """Checks everything that can be checked without weights; InputError for the first thing that is wrong."""
+def plan_job(options: argparse.Namespace, state: StreamState | None) -> tuple[FileJob, int]:
+    """The job, and the length of a new stream; InputError for the first thing that can be seen to be wrong by now.
+
+    With --save-state a new stream is that of the rest of the clip, so that a later run can go on as if it were this one.
+    """
     from ..edit_file import FileJob
     from ..paths import check_folder
-    from ..video.reader import probe
+    from ..video.reader import VideoReader, probe
     from ..video.writer import check_output
 
     info = probe(options.input)
@@ -72,19 +75,18 @@ def plan_job(options: argparse.Namespace, state: StreamState | None) -> FileJob:
         raise InputError(f"frame {start} is not in {options.input}, which has frames 0 to {info.num_frames - 1}")
     left = info.num_frames - start
     taken = left if options.max_frames is None else min(left, options.max_frames)
-    # With --save-state the plan is that of the rest of the clip, so that a later run can go on as if it were this one.
     partial = options.save_state is not None and taken < left
-    return FileJob(
-        source=options.input,
+    job = FileJob(
+        frames=VideoReader(options.input, start=start, max_frames=taken),
         target=options.output,
-        info=info,
         start=start,
-        max_frames=taken,
         frame_rate=parse_rate(options.fps),
         crf=options.crf,
+        audio_from=options.input if info.has_audio else None,
         finish=not partial,
         sheet=options.sheet,
     )
+    return job, left if partial else taken
 
 
 def parse_rate(text: str | None) -> Fraction | None:
@@ -180,17 +182,16 @@ def _random_networks(options: argparse.Namespace, device: torch.device, dtype: t
 
 
 def open_stream(
-    options: argparse.Namespace, state: StreamState | None, networks: Networks, job: FileJob, bar: ChunkBar
+    options: argparse.Namespace, state: StreamState | None, networks: Networks, total_frames: int, bar: ChunkBar
 ) -> EditStream:
     """A new stream, or the saved one after a check that nothing asked for contradicts it."""
-    from ..streaming.edit_stream import EditStream, stream_settings
+    from ..streaming.edit_stream import EditStream
     from ..streaming.options import StreamOptions
 
     model, vae, text = networks
     given = {name: value for name in STREAM_OPTIONS if (value := getattr(options, name)) is not None}
     height, width = wanted_size(options, state)
     if state is None:
-        total = job.info.num_frames - job.start if options.save_state else job.max_frames
         return EditStream(
             model,
             vae,
@@ -199,14 +200,14 @@ def open_stream(
             negative_prompt=options.negative_prompt or "",
             height=height,
             width=width,
-            total_frames=total,
+            total_frames=total_frames,
             options=StreamOptions(**given),
             on_progress=bar.on_progress,
         )
     if state.finished:
         raise InputError(f"{options.resume} is a stream that has reached its end; start a new one without --resume")
-    wanted = dataclasses.replace(state.settings.options, **given)
-    state.check(stream_settings(model, vae, height, width, state.settings.total_frames, wanted))
+    wanted = dataclasses.replace(state.settings.options or StreamOptions(), **given)
+    state.adopt(dataclasses.replace(state.settings, height=height, width=width, options=wanted))
     if options.negative_prompt is not None:
         state.negative_prompt = options.negative_prompt
     if options.prompt is not None and options.prompt != state.prompt:
@@ -248,24 +249,22 @@ def summarize(stream: EditStream, job: FileJob, report: FileReport) -> dict[str,
     """Everything a user or a benchmark wants to know of a run."""
     import torch
 
-    settings = stream.state.settings
     gpu = stream.device.type == "cuda"
     return {
-        "input": str(job.source),
         "output": str(job.target),
         **report.to_dict(),
-        "frames_waiting": 0 if stream.state.waiting is None else len(stream.state.waiting),
+        "frames_waiting": stream.state.num_waiting,
         "start_frame": job.start,
-        "audio": job.info.has_audio and job.frame_rate in (None, job.info.frame_rate),
+        "audio": job.audio is not None,
         "noise_mode": stream.noise_mode,
         "prompt": stream.state.prompt,
-        "settings": settings.to_dict(),
+        "settings": stream.state.settings.to_dict(),
         "device": torch.cuda.get_device_name(stream.device) if gpu else "cpu",
         "torch": torch.__version__,
     }
 
 
-def print_summary(summary: dict[str, Any], options: argparse.Namespace) -> None:
+def print_summary(summary: dict[str, Any], job: FileJob, options: argparse.Namespace) -> None:
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary["seconds"].items())
     memory = ", ".join(f"{name} {value / 2**30:.2f} GiB" for name, value in summary["peak_memory"].items())
     settings = summary["settings"]
@@ -282,7 +281,7 @@ def print_summary(summary: dict[str, Any], options: argparse.Namespace) -> None:
     )
     if summary["frames_waiting"]:
         print(f"  waiting    {summary['frames_waiting']} frames are in the saved state and come out when it goes on")
-    if not summary["audio"] and options.fps is not None:
+    if job.audio_from and not job.audio:
         print("  audio      left out, because --fps differs from the source's rate")
     for what, path in (("state", options.save_state), ("report", options.report), ("sheet", options.sheet)):
         if path:

@@ -75,6 +75,18 @@ class ChunkPlan:
     def total_chunks(self) -> int | None:
         return None if self.total_latents is None else len(chunk_boundaries(self.total_latents)) - 1
 
+    def chunk_at(self, num_frames: int) -> int:
+        """The chunk that follows ``num_frames`` pixel frames, a number at a chunk border."""
+        first = self.pixel_frames(0)
+        return 0 if num_frames < first else 1 + (num_frames - first) // self.pixel_frames(1)
+
+    def latent_sizes(self, chunk: int, num_latents: int) -> list[int]:
+        """How ``num_latents`` latent frames divide into chunks, the first of which is ``chunk``."""
+        sizes = [min(num_latents, self.first_latents)] if chunk == 0 else []
+        while (left := num_latents - sum(sizes)) > 0:
+            sizes.append(min(left, CHUNK_LATENTS))
+        return sizes
+
     def pixel_frames(self, chunk: int) -> int:
         """Pixel frames that a full ``chunk`` takes in and gives out."""
         if chunk == 0:

@@ -5,12 +5,8 @@ Ties geometry, VAE, transformer and state together, chunk by chunk. Knows nothin
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
@@ -18,12 +14,14 @@ from ..errors import InputError
 from ..models.causal_vae import CausalVAE
 from ..models.dit import PromptContext, SanaStreamingDiT
 from ..models.prompt import PromptEmbedding
-from ..video.geometry import pixels_to_image, pixels_to_uint8, resize_and_crop
-from .chunks import ChunkPlan
+from ..video.geometry import pixels_to_image, pixels_to_uint8
+from .frame_stream import FrameStream, OnProgress, Progress, check_size
 from .noise import ChunkNoise
 from .options import StreamOptions
-from .sampler import prompt_context, sample_chunk
+from .sampler import check_latent_channels, check_streaming, prompt_context, sample_chunk
 from .state import DiTState, StreamSettings, StreamState
+
+__all__ = ["EditStream", "EditedChunk", "FixedPrompts", "Progress", "PromptEncoder", "check_networks", "check_size"]
 
 
 class PromptEncoder(Protocol):
@@ -37,17 +35,23 @@ class PromptEncoder(Protocol):
         """Frees the weights; called whenever a stream has what it needs."""
 
 
-class Progress(NamedTuple):
-    """A unit of work that is about to begin: ``number`` of ``total`` units of the chunk, in the given stage.
+@dataclass(frozen=True)
+class FixedPrompts:
+    """A PromptEncoder of embeddings that were made elsewhere, whatever the text."""
 
-    ``total_chunks`` is None for a stream of unknown length.
-    """
+    positive: PromptEmbedding
+    negative: PromptEmbedding | None = None
 
-    chunk: int
-    total_chunks: int | None
-    stage: Literal["encode", "denoise", "decode"]
-    number: int
-    total: int
+    def encode(self, prompt: str) -> PromptEmbedding:
+        return self.positive
+
+    def encode_negative(self, prompt: str) -> PromptEmbedding:
+        if self.negative is None:
+            raise InputError("guidance needs a negative prompt; connect one, or set cfg_scale to 1")
+        return self.negative
+
+    def unload(self) -> None:
+        """Nothing is loaded."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +73,18 @@ class EditedChunk:
         return pixels_to_image(self.pixels)
 
 
-class EditStream:
-    """Edits a video as it comes.
-
-    Frames wait until they fill a chunk, so how they are cut into pushes does not change a single bit of the result. The
-    state is always at a chunk border: whatever stops a chunk half way (an error, Ctrl-C, ``on_progress`` raising) leaves
-    the stream as it was before that chunk, with its frames still waiting.
+class EditStream(FrameStream[EditedChunk]):
+    """Edits a video as it comes. See :class:`FrameStream` for what holds between pushes.
 
     Args:
-        model: streaming transformer, on the device to compute on.
-        vae: VAE whose decoder is causal, on the same device or another.
+        model: streaming transformer.
+        vae: VAE whose decoder is causal.
         text: encodes the prompts.
         prompt: edit instruction. negative_prompt: used only with ``cfg_scale`` above 1.
         height, width: size of the edited video in pixels, multiples of the VAE's spatial factor (32), at least 2 of them.
         total_frames: length of the clip, None for a live stream. A known length gives the release's chunk plan and noise.
         options: see :class:`StreamOptions`.
+        device, vae_device: where to compute; by default where the weights are.
         on_progress: called before every network pass and VAE call; raising from it stops the stream.
 
     Raises InputError for networks that do not fit together or cannot stream, and for sizes that cannot be edited.
@@ -101,13 +102,17 @@ class EditStream:
         width: int = 1280,
         total_frames: int | None = None,
         options: StreamOptions | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        device: torch.device | str | None = None,
+        vae_device: torch.device | str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         check_networks(model, vae)
         check_size(height, width, vae.config.spatial_factor)
-        settings = stream_settings(model, vae, height, width, total_frames, options or StreamOptions())
-        state = StreamState(settings, _empty_memory(settings, vae), prompt=prompt, negative_prompt=negative_prompt)
-        self._start(model, vae, text, state, on_progress)
+        settings = (
+            StreamSettings(height, width, total_frames).with_vae(vae).with_model(model, options or StreamOptions())
+        )
+        state = StreamState(settings, prompt=prompt, negative_prompt=negative_prompt)
+        self._start(model, vae, text, state, device, vae_device, on_progress)
 
     @classmethod
     def resume(
@@ -117,17 +122,19 @@ class EditStream:
         text: PromptEncoder,
         state: StreamState,
         *,
-        on_progress: Callable[[Progress], None] | None = None,
+        device: torch.device | str | None = None,
+        vae_device: torch.device | str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> EditStream:
         """Goes on with a saved stream, which keeps its prompt, size and options. ``state`` is taken over, not copied.
 
         Raises InputError when the state belongs to other weights or another dtype.
         """
         check_networks(model, vae)
-        saved = state.settings
-        state.check(stream_settings(model, vae, saved.height, saved.width, saved.total_frames, saved.options))
+        options = state.settings.options or StreamOptions()
+        state.adopt(state.settings.with_vae(vae).with_model(model, options))
         stream = cls.__new__(cls)
-        stream._start(model, vae, text, state, on_progress)
+        stream._start(model, vae, text, state, device, vae_device, on_progress)
         return stream
 
     def _start(
@@ -136,32 +143,29 @@ class EditStream:
         vae: CausalVAE,
         text: PromptEncoder,
         state: StreamState,
-        on_progress: Callable[[Progress], None] | None,
+        device: torch.device | str | None,
+        vae_device: torch.device | str | None,
+        on_progress: OnProgress | None,
     ) -> None:
-        self.model, self.vae, self.text = model, vae, text
-        self.on_progress = on_progress
-        self.device = next(model.parameters()).device
-        self.vae_device = next(vae.parameters()).device
-        self.state = state.to(self.device)
-        self._move_vae_state()
-        self.plan = ChunkPlan(state.settings.total_frames, vae.config.temporal_factor)
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._noise = self._make_noise()
+        super().__init__(vae, state, vae_device, on_progress)
+        self.model, self.text = model, text
+        self.device = torch.device(device) if device is not None else next(model.parameters()).device
+        factor, settings, options = vae.config.spatial_factor, state.settings, state.settings.options
+        assert options is not None
+        grid = (settings.height // factor, settings.width // factor)
+        self._noise = ChunkNoise(options, self.plan.total_latents, (model.config.in_channels, *grid))
         self._context: PromptContext | None = None
+        self._memory()
         self._embed_prompt()
 
-    def _move_vae_state(self) -> None:
-        """The VAE's part of the state lives where the VAE does."""
+    def _memory(self) -> DiTState:
+        """The transformer's memory, on its device; made for a stream that has none yet."""
         state = self.state
-        state.encoder = {name: value.to(self.vae_device) for name, value in state.encoder.items()}
-        state.decoder = {name: value.to(self.vae_device) for name, value in state.decoder.items()}
-        if state.waiting is not None:
-            state.waiting = state.waiting.to(self.vae_device)
-
-    def _make_noise(self) -> ChunkNoise:
-        settings, factor = self.state.settings, self.vae.config.spatial_factor
-        shape = (self.model.config.in_channels, settings.height // factor, settings.width // factor)
-        return ChunkNoise(settings.options, self.plan.total_latents, shape)
+        if state.dit is None:
+            assert state.settings.options is not None
+            state.dit = DiTState.for_plan(self.plan, state.settings.options)
+        state.dit.to(self.device)
+        return state.dit
 
     @property
     def noise_mode(self) -> str:
@@ -181,70 +185,23 @@ class EditStream:
     def reset(self) -> None:
         """Back to the first frame, with the prompt in force; frames that were waiting are dropped."""
         old = self.state
-        self.state = StreamState(
-            old.settings,
-            _empty_memory(old.settings, self.vae),
-            prompt=old.prompt,
-            negative_prompt=old.negative_prompt,
-        )
+        self.state = StreamState(old.settings, prompt=old.prompt, negative_prompt=old.negative_prompt)
 
-    def push(self, frames: torch.Tensor) -> Iterator[EditedChunk]:
-        """Takes in frames [F, H, W, 3], uint8 or float in 0 to 1, of any size; gives out the chunks they complete.
-
-        The frames are taken in at once; chunks are computed as the iterator is read, or with the next call.
-        """
-        state, settings = self.state, self.state.settings
-        if state.finished:
-            raise InputError("the stream is finished; call reset() to start over, or make a new stream")
-        total = settings.total_frames
-        if total is not None and state.frames_in + len(frames) > total:
-            raise InputError(
-                f"{state.frames_in + len(frames)} frames were pushed into a stream of {total}; "
-                "give the true length as total_frames, or None if it is not known"
-            )
-        with self._timed("geometry"), torch.no_grad():
-            pixels = resize_and_crop(frames.to(self.vae_device), settings.height, settings.width).to(self.vae.dtype)
-            state.waiting = pixels if state.waiting is None else torch.cat([state.waiting, pixels])
-        state.frames_in += len(frames)
-        return self._full_chunks()
-
-    def flush(self) -> Iterator[EditedChunk]:
-        """Ends the stream: the frames still waiting become one last chunk, padded with the last frame and trimmed."""
-        yield from self._full_chunks()
-        waiting = self.state.waiting
-        if waiting is not None and len(waiting) and not self.state.finished:
-            yield self._edit(len(waiting), last=True)
-        self.state.finished = True
-
-    def _full_chunks(self) -> Iterator[EditedChunk]:
-        while not self.state.finished and self.state.waiting is not None:
-            chunk = self.state.dit.num_chunks
-            needed = self.plan.pixel_frames(chunk)
-            if len(self.state.waiting) < needed:
-                return
-            yield self._edit(needed, last=self.plan.is_last(chunk))
-
-    @torch.no_grad()
-    def _edit(self, num_frames: int, last: bool) -> EditedChunk:
-        """Edits the first ``num_frames`` waiting frames as one chunk and commits the new state when all of it is done."""
+    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> EditedChunk:
         state, options = self.state, self.state.settings.options
-        assert state.waiting is not None
+        assert options is not None
         assert self._context is not None
-        chunk = state.dit.num_chunks
-        units = options.steps + (1 if not last and not options.reuse_last_step else 0) + 2
-        padding = self.plan.padded_frames(chunk, num_frames) - num_frames
-        pixels = state.waiting[:num_frames]
-        video = torch.cat([pixels, pixels[-1:].expand(padding, -1, -1, -1)]).movedim(0, 1)[None]
-
+        memory = self._memory()
+        units = options.passes(carry=not last) + 2
         self._announce(chunk, "encode", 0, units)
         with self._timed("encode"):
             source, encoder = self.vae.encode(video, state.encoder)
         with self._timed("denoise"):
             latents, written = sample_chunk(
                 self.model,
-                state.dit,
+                memory,
                 self._context,
-                self._noise.draw(chunk, state.dit.num_frames, source.shape[2]),
+                self._noise.draw(chunk, memory.num_frames, source.shape[2]),
                 source.to(self.device),
                 options,
                 carry=not last,
@@ -256,101 +213,48 @@ class EditStream:
 
         result = EditedChunk(chunk, state.frames_out, edited[0].movedim(1, 0)[:num_frames])
         state.encoder, state.decoder = encoder, decoder
-        state.waiting = state.waiting[num_frames:].clone()
         state.frames_out += num_frames
-        state.finished = last
         if written is not None:
-            state.dit.write(written, source.shape[2])
+            memory.write(written, source.shape[2])
         return result
 
     def _embed_prompt(self) -> None:
         """Encodes the prompts in force and forms the keys and values that every chunk reads."""
         state, options = self.state, self.state.settings.options
+        assert options is not None
         with self._timed("text"), torch.no_grad():
             positive = self.text.encode(state.prompt)
             negative = self.text.encode_negative(state.negative_prompt) if options.guided else None
             self.text.unload()
-            width = self.model.config.caption_channels
-            if positive.embeds.shape[-1] != width:
-                raise InputError(
-                    f"the text encoder gives {positive.embeds.shape[-1]} channels, the model takes {width}; "
-                    "use the text encoder that belongs to the model"
-                )
-            self._context = prompt_context(
-                self.model,
-                options,
-                positive.embeds.to(self.device),
-                positive.mask,
-                None if negative is None else negative.embeds.to(self.device),
-                None if negative is None else negative.mask,
-            )
+            self._context = embedded_context(self.model, options, positive, negative, self.device)
 
-    def _announce(self, chunk: int, stage: Literal["encode", "denoise", "decode"], number: int, total: int) -> None:
-        if self.on_progress is not None:
-            self.on_progress(Progress(chunk, self.plan.total_chunks, stage, number, total))
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        """Adds the seconds inside to ``self.seconds[stage]``; waits for the GPU so that they belong to the stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.seconds[stage] += time.perf_counter() - start
+def embedded_context(
+    model: SanaStreamingDiT,
+    options: StreamOptions,
+    positive: PromptEmbedding,
+    negative: PromptEmbedding | None,
+    device: torch.device,
+) -> PromptContext:
+    """The prompts as the blocks read them. InputError for embeddings of another width than the model's."""
+    width = model.config.caption_channels
+    if positive.embeds.shape[-1] != width:
+        raise InputError(
+            f"the text encoder gives {positive.embeds.shape[-1]} channels, the model takes {width}; "
+            "use the text encoder that belongs to the model"
+        )
+    embeds, mask = positive.embeds.to(device), positive.mask.to(device)
+    if negative is None:
+        return prompt_context(model, options, embeds, mask)
+    return prompt_context(model, options, embeds, mask, negative.embeds.to(device), negative.mask.to(device))
 
 
 def check_networks(model: SanaStreamingDiT, vae: CausalVAE) -> None:
     """InputError when the two cannot stream together."""
-    if model.config.variant != "streaming":
-        raise InputError(
-            f"the model is the {model.config.variant} one, which sees a clip whole and cannot stream; "
-            "load a streaming checkpoint such as sana_streaming_ar.pth"
-        )
-    channels = (model.config.in_channels, model.config.source_channels)
-    if set(channels) != {vae.config.latent_channels}:
-        raise InputError(
-            f"the VAE makes latents of {vae.config.latent_channels} channels, the model takes {channels[0]} noisy and "
-            f"{channels[1]} source channels; use the VAE that belongs to the model"
-        )
+    check_streaming(model)
+    check_latent_channels(model, vae.config.latent_channels, "the VAE makes")
     if not vae.decodes_causally:
         raise InputError(
-            "the VAE's decoder is not causal and cannot decode as a stream; use the causal LTX-2 VAE (ltx2_causal_vae_0516)"
+            "the VAE's decoder is not causal and cannot decode as a stream; "
+            "use the causal LTX-2 VAE (ltx2_causal_vae_0516)"
         )
-
-
-def check_size(height: int, width: int, multiple: int = 32) -> None:
-    """InputError for a size that cannot be edited; says which size to use instead."""
-    smallest = 2 * multiple
-    for name, size in (("height", height), ("width", width)):
-        if size < smallest:
-            raise InputError(
-                f"{name} {size} is too small; the smallest is {smallest}, so use {name} {smallest} instead"
-            )
-        if size % multiple:
-            usable = size // multiple * multiple
-            raise InputError(f"{name} {size} is not a multiple of {multiple}; use {name} {usable} instead")
-
-
-def stream_settings(
-    model: SanaStreamingDiT, vae: CausalVAE, height: int, width: int, total_frames: int | None, options: StreamOptions
-) -> StreamSettings:
-    """What a stream of these networks must not change."""
-    return StreamSettings(
-        height=height,
-        width=width,
-        total_frames=total_frames,
-        options=options,
-        model=model.fingerprint,
-        vae=vae.fingerprint,
-        model_dtype=str(model.dtype).removeprefix("torch."),
-        vae_dtype=str(vae.dtype).removeprefix("torch."),
-    )
-
-
-def _empty_memory(settings: StreamSettings, vae: CausalVAE) -> DiTState:
-    options = settings.options
-    plan = ChunkPlan(settings.total_frames, vae.config.temporal_factor)
-    capacity = plan.cache_capacity(options.num_cached_blocks, options.sink_token)
-    return DiTState(capacity, options.num_cached_blocks, options.sink_token)

@@ -62,10 +62,9 @@ class StreamOptions:
     def guided(self) -> bool:
         return self.cfg_scale > 1
 
-    @property
-    def passes(self) -> int:
-        """Network calls per chunk that is followed by another."""
-        return self.steps + (0 if self.reuse_last_step else 1)
+    def passes(self, carry: bool) -> int:
+        """Network calls for a chunk, which may be followed by another (``carry``)."""
+        return self.steps + (1 if carry and not self.reuse_last_step else 0)
 
     def noise_mode(self, total_latents: int | None) -> NoiseMode:
         """The noise mode in force for a stream of this length."""

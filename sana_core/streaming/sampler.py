@@ -5,10 +5,12 @@ Knows the network, the time grid and guidance. Knows nothing of pixels, files or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from ..errors import InputError
 from ..models.dit import BlockState, PromptContext, SanaStreamingDiT
 from ..sampling.flow_match import euler_step, streaming_schedule
 from .chunks import cache_capacity, chunk_boundaries, spans
@@ -67,7 +69,7 @@ def sample_chunk(
     blocks = state.read()
     rows = 2 if options.guided else 1
     sources = source.repeat(rows, 1, 1, 1, 1)
-    passes = options.steps + (1 if carry and not options.reuse_last_step else 0)
+    passes = options.passes(carry)
 
     def run(x: torch.Tensor, timestep: float, number: int) -> tuple[torch.Tensor, list[BlockState]]:
         if on_pass is not None:
@@ -93,6 +95,46 @@ def sample_chunk(
 
 
 @torch.no_grad()
+def sample_chunks(
+    model: SanaStreamingDiT,
+    state: DiTState,
+    prompts: Sequence[PromptContext],
+    noise: Callable[[int, int, int], torch.Tensor],
+    source: torch.Tensor,
+    options: StreamOptions,
+    sizes: Sequence[int],
+    *,
+    last: bool,
+    on_pass: Callable[[int, int, int], None] | None = None,
+) -> Iterator[torch.Tensor]:
+    """Edited latents [B, C, T, H, W] float32, chunk by chunk; ``state`` moves on after each.
+
+    Args:
+        prompts: one per chunk.
+        noise: gives the noise of (chunk, first latent frame, latent frames), as :meth:`ChunkNoise.draw`.
+        source: source latents [B, C, T, H, W] of the chunks, T = sum of ``sizes``.
+        last: nothing follows, so the last chunk need not be carried on.
+        on_pass: called before each pass with (index in ``sizes``, pass, passes of the chunk); may raise to stop.
+    """
+    start = 0
+    for index, size in enumerate(sizes):
+        carry = not last or index + 1 < len(sizes)
+        latents, written = sample_chunk(
+            model,
+            state,
+            prompts[index],
+            noise(state.num_chunks, state.num_frames, size),
+            source[:, :, start : start + size],
+            options,
+            carry=carry,
+            on_pass=None if on_pass is None else functools.partial(on_pass, index),
+        )
+        if written is not None:
+            state.write(written, size)
+        start += size
+        yield latents
+
+
 def sample_clip(
     model: SanaStreamingDiT,
     prompts: PromptContext | Sequence[PromptContext],
@@ -108,27 +150,35 @@ def sample_clip(
     ``prompts``: one for all chunks, or one per chunk. ``boundaries``: chunk borders, by default the release's plan.
     """
     boundaries = boundaries or chunk_boundaries(source.shape[2])
-    borders = spans(boundaries)
-    per_chunk = [prompts] * len(borders) if isinstance(prompts, PromptContext) else list(prompts)
-    if len(per_chunk) != len(borders):
-        raise ValueError(f"{len(per_chunk)} prompts were given for {len(borders)} chunks; give one, or one per chunk")
+    sizes = [stop - start for start, stop in spans(boundaries)]
+    per_chunk = [prompts] * len(sizes) if isinstance(prompts, PromptContext) else list(prompts)
+    if len(per_chunk) != len(sizes):
+        raise ValueError(f"{len(per_chunk)} prompts were given for {len(sizes)} chunks; give one, or one per chunk")
     capacity = cache_capacity(boundaries, options.num_cached_blocks, options.sink_token)
     state = DiTState(capacity, options.num_cached_blocks, options.sink_token)
-    edited = []
-    for chunk, (start, stop) in enumerate(borders):
-        frames = slice(start, stop)
-        carry = chunk + 1 < len(borders)
-        latents, written = sample_chunk(
-            model,
-            state,
-            per_chunk[chunk],
-            noise[:, :, frames],
-            source[:, :, frames],
-            options,
-            carry=carry,
-            on_pass=on_pass,
+
+    def draw(chunk: int, start: int, num_frames: int) -> torch.Tensor:
+        return noise[:, :, start : start + num_frames]
+
+    report = None if on_pass is None else lambda _, number, passes: on_pass(number, passes)
+    chunks = sample_chunks(model, state, per_chunk, draw, source, options, sizes, last=True, on_pass=report)
+    return torch.cat(list(chunks), 2)
+
+
+def check_streaming(model: SanaStreamingDiT) -> None:
+    """InputError for a network that was not trained to stream."""
+    if model.config.variant != "streaming":
+        raise InputError(
+            f"the model is the {model.config.variant} one, which sees a clip whole and cannot stream; "
+            "load a streaming checkpoint such as sana_streaming_ar.pth"
         )
-        edited.append(latents)
-        if written is not None:
-            state.write(written, stop - start)
-    return torch.cat(edited, 2)
+
+
+def check_latent_channels(model: SanaStreamingDiT, channels: int, who: str) -> None:
+    """InputError unless the network takes latents of ``channels`` channels; ``who`` begins the sentence."""
+    noisy, source = model.config.in_channels, model.config.source_channels
+    if {noisy, source} != {channels}:
+        raise InputError(
+            f"{who} latents of {channels} channels, the model takes {noisy} noisy and {source} source channels; "
+            "use the VAE that belongs to the model"
+        )

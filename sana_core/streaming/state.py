@@ -11,16 +11,16 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import InputError
-from ..models.causal_vae import VAEState
-from ..models.dit import BlockState
-from .chunks import kept_chunks
+from ..models.causal_vae import CausalVAE, VAEState
+from ..models.dit import BlockState, SanaStreamingDiT
+from .chunks import ChunkPlan, kept_chunks
 from .options import StreamOptions
 
 FORMAT = "sana_streaming_state"
@@ -44,6 +44,12 @@ class DiTState:
         # (chunk, latent frames) of what the key and value buffers hold, in order.
         self.segments: list[tuple[int, int]] = []
         self._blocks: list[BlockState] = []
+
+    @classmethod
+    def for_plan(cls, plan: ChunkPlan, options: StreamOptions) -> DiTState:
+        """The memory of a stream that has seen nothing."""
+        window, sink = options.num_cached_blocks, options.sink_token
+        return cls(plan.cache_capacity(window, sink), window, sink)
 
     def read(self) -> list[BlockState] | None:
         """What each block reads before the next chunk; None at the start of a stream. Views: do not write to them."""
@@ -150,27 +156,34 @@ def _view(memory: tuple[torch.Tensor, torch.Tensor], tokens: int) -> tuple[torch
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What may not change while a stream runs.
+    """What may not change while a stream runs. Empty fields are not decided yet.
 
     height, width: size of the edited video in pixels. total_frames: length of the clip in pixel frames, None if unknown.
-    model, vae: fingerprints of the weights. model_dtype, vae_dtype: what they run in.
+    vae, model: fingerprints of the weights. vae_dtype, model_dtype: what they run in.
     """
 
     height: int
     width: int
     total_frames: int | None
-    options: StreamOptions
-    model: str
-    vae: str
-    model_dtype: str
-    vae_dtype: str
+    vae: str = ""
+    vae_dtype: str = ""
+    model: str = ""
+    model_dtype: str = ""
+    options: StreamOptions | None = None
+
+    def with_vae(self, vae: CausalVAE) -> StreamSettings:
+        return replace(self, vae=vae.fingerprint, vae_dtype=_dtype_name(vae.dtype))
+
+    def with_model(self, model: SanaStreamingDiT, options: StreamOptions) -> StreamSettings:
+        return replace(self, model=model.fingerprint, model_dtype=_dtype_name(model.dtype), options=options)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "options": self.options.to_dict()}
+        return {**self.__dict__, "options": self.options and self.options.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StreamSettings:
-        return cls(**{**values, "options": StreamOptions.from_dict(values["options"])})
+        options = values["options"]
+        return cls(**{**values, "options": options and StreamOptions.from_dict(options)})
 
 
 @dataclass
@@ -179,7 +192,7 @@ class StreamState:
 
     Attributes:
         settings: what may not change.
-        dit: memory of the transformer.
+        dit: memory of the transformer; None before its first chunk.
         encoder, decoder: caches of the VAE's two directions; empty at the start.
         waiting: frames taken in that do not fill a chunk yet [n, 3, H, W] in [-1, 1], in the VAE's dtype.
         frames_in, frames_out: pixel frames taken in and given out so far.
@@ -189,7 +202,7 @@ class StreamState:
     """
 
     settings: StreamSettings
-    dit: DiTState
+    dit: DiTState | None = None
     encoder: VAEState = field(default_factory=dict)
     decoder: VAEState = field(default_factory=dict)
     waiting: torch.Tensor | None = None
@@ -200,12 +213,16 @@ class StreamState:
     prompt_changes: int = 0
     finished: bool = False
 
+    @property
+    def num_waiting(self) -> int:
+        return 0 if self.waiting is None else len(self.waiting)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors under stable names."""
-        named = {f"dit.{name}": value for name, value in self.dit.tensors()}
+        named = {f"dit.{name}": value for name, value in (self.dit.tensors() if self.dit else ())}
         named |= {f"encoder.{name}": value for name, value in self.encoder.items()}
         named |= {f"decoder.{name}": value for name, value in self.decoder.items()}
-        if self.waiting is not None and len(self.waiting):
+        if self.waiting is not None and self.num_waiting:
             named["waiting"] = self.waiting
         return named
 
@@ -216,11 +233,16 @@ class StreamState:
 
     def to(self, device: torch.device | str) -> StreamState:
         """Moves every tensor; returns the state itself."""
-        self.dit.to(device)
+        if self.dit is not None:
+            self.dit.to(device)
+        self.move_vae(device)
+        return self
+
+    def move_vae(self, device: torch.device | str) -> None:
+        """Moves the VAE's part, which lives where the VAE does."""
         self.encoder = {name: value.to(device) for name, value in self.encoder.items()}
         self.decoder = {name: value.to(device) for name, value in self.decoder.items()}
         self.waiting = None if self.waiting is None else self.waiting.to(device)
-        return self
 
     def clone(self) -> StreamState:
         """An independent copy: going on from one does not touch the other."""
@@ -234,7 +256,7 @@ class StreamState:
         counters = {
             "version": FORMAT_VERSION,
             "settings": self.settings.to_dict(),
-            "dit": self.dit.counters(),
+            "dit": self.dit and self.dit.counters(),
             **{name: getattr(self, name) for name in _COUNTERS},
         }
         tensors = {name: value.contiguous().cpu() for name, value in self.tensors().items()}
@@ -261,19 +283,20 @@ class StreamState:
             )
         return cls(
             settings=StreamSettings.from_dict(counters["settings"]),
-            dit=DiTState.restore(counters["dit"], _under("dit.", tensors)),
+            dit=counters["dit"] and DiTState.restore(counters["dit"], _under("dit.", tensors)),
             encoder=_under("encoder.", tensors),
             decoder=_under("decoder.", tensors),
             waiting=tensors.get("waiting"),
             **{name: counters[name] for name in _COUNTERS},
         )
 
-    def check(self, settings: StreamSettings) -> None:
-        """InputError that names the first difference between the stream's settings and the ones it is to go on with."""
+    def adopt(self, settings: StreamSettings) -> None:
+        """Takes over settings that decide what was still open; InputError that names the first contradiction."""
         for name, what, remedy in _DIFFERENCES:
             mine, wanted = getattr(self.settings, name), getattr(settings, name)
-            if mine != wanted:
+            if mine != wanted and mine not in ("", None):
                 raise InputError(f"the stream state was made with {what} {mine}, not {wanted}; {remedy}")
+        self.settings = settings
 
 
 _COUNTERS = ("frames_in", "frames_out", "prompt", "negative_prompt", "prompt_changes", "finished")
@@ -284,9 +307,13 @@ _DIFFERENCES = (
     ("width", "width", "use the size that the stream was started with"),
     ("model_dtype", "a transformer in", "use the dtype that the stream was started with"),
     ("vae_dtype", "a VAE in", "use the dtype that the stream was started with"),
-    ("total_frames", "a clip length of", "give the clip that the stream was started with"),
+    ("total_frames", "a clip length of", "give the length that the stream was started with"),
     ("options", "the options", "leave the options to the saved state"),
 )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,34 @@ _BT601 = 5
 # A file's matrix tag (as in H.273) and swscale's number for the same matrix.
 _SWSCALE_MATRICES = {1: 1, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
 _FULL_RANGE = 2
+
+
+class FrameSource(Protocol):
+    """Frames of a known rate and number, one block after another: a video file, or pictures in memory."""
+
+    @property
+    def frame_rate(self) -> Fraction: ...
+
+    @property
+    def num_frames(self) -> int: ...
+
+    def blocks(self, num_frames: int) -> "Iterator[Tensor]":
+        """uint8 or float (0 to 1) [num_frames, H, W, 3]; the last block may be shorter."""
+
+
+@dataclass(frozen=True)
+class PictureFrames:
+    """A FrameSource over pictures [F, H, W, 3] that are in memory already."""
+
+    pictures: Tensor
+    frame_rate: Fraction
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.pictures)
+
+    def blocks(self, num_frames: int) -> "Iterator[Tensor]":
+        yield from self.pictures.split(num_frames)
 
 
 @dataclass(frozen=True)
@@ -108,6 +136,16 @@ class VideoReader:
         self.close()
         self._frames = self._read()
         return self._frames
+
+    @property
+    def frame_rate(self) -> Fraction:
+        return self.info.frame_rate
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that an iteration gives, if the file holds what it says."""
+        left = self.info.num_frames - self._start
+        return left if self._max_frames is None else min(left, self._max_frames)
 
     def blocks(self, num_frames: int) -> Iterator[Tensor]:
         """The same frames as uint8 [num_frames, H, W, 3]; the last block may be shorter."""

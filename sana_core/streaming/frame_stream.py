@@ -1,0 +1,169 @@
+"""Frames gathered into chunks: what editing and encoding as a stream have in common.
+
+Knows geometry, the chunk plan and the VAE's encoder. What is made of a chunk is up to the subclass.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+import torch
+
+from ..errors import InputError
+from ..models.causal_vae import CausalVAE
+from ..video.geometry import resize_and_crop
+from .chunks import ChunkPlan
+from .state import StreamState
+
+Result = TypeVar("Result")
+
+
+class Progress(NamedTuple):
+    """A unit of work that is about to begin: ``number`` of ``total`` units of the chunk, in the given stage.
+
+    ``total_chunks`` is None for a stream of unknown length.
+    """
+
+    chunk: int
+    total_chunks: int | None
+    stage: Literal["encode", "denoise", "decode"]
+    number: int
+    total: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class FrameStream(ABC, Generic[Result]):
+    """Frames in, one result per chunk out.
+
+    Frames wait until they fill a chunk, so how they are cut into pushes does not change a single bit of the result. The
+    state is always at a chunk border: whatever stops a chunk half way (an error, Ctrl-C, ``on_progress`` raising) leaves
+    the stream as it was before that chunk, with its frames still waiting.
+
+    ``seconds`` adds up the time spent per stage.
+    """
+
+    def __init__(
+        self, vae: CausalVAE, state: StreamState, device: torch.device | str | None, on_progress: OnProgress | None
+    ) -> None:
+        self.vae = vae
+        self.vae_device = torch.device(device) if device is not None else next(vae.parameters()).device
+        self.on_progress = on_progress
+        self.state = state
+        self.plan = ChunkPlan(state.settings.total_frames, vae.config.temporal_factor)
+        self.seconds: dict[str, float] = defaultdict(float)
+        state.move_vae(self.vae_device)
+
+    @abstractmethod
+    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> Result:
+        """The result for a chunk of padded frames [1, 3, F, H, W], of which ``num_frames`` are real.
+
+        Must change the state only when nothing can fail any more.
+        """
+
+    def push(self, frames: torch.Tensor) -> Iterator[Result]:
+        """Takes in frames [F, H, W, 3], uint8 or float in 0 to 1, of any size; gives out the chunks they complete.
+
+        The frames are taken in at once; chunks are computed as the iterator is read, or with the next call.
+        """
+        state, settings = self.state, self.state.settings
+        if state.finished:
+            raise InputError("the stream is finished; call reset() to start over, or make a new stream")
+        total = settings.total_frames
+        if total is not None and state.frames_in + len(frames) > total:
+            raise InputError(
+                f"{state.frames_in + len(frames)} frames were pushed into a stream of {total}; "
+                "give the true length as total_frames, or None if it is not known"
+            )
+        with self._timed("geometry"), torch.no_grad():
+            pixels = resize_and_crop(frames.to(self.vae_device), settings.height, settings.width).to(self.vae.dtype)
+            state.waiting = pixels if state.waiting is None else torch.cat([state.waiting, pixels])
+        state.frames_in += len(frames)
+        return self._full_chunks()
+
+    def flush(self) -> Iterator[Result]:
+        """Ends the stream: the frames still waiting become one last chunk, padded with the last frame and trimmed."""
+        yield from self._full_chunks()
+        if self.state.num_waiting and not self.state.finished:
+            yield self._take(self.state.num_waiting, last=True)
+        self.state.finished = True
+
+    def _full_chunks(self) -> Iterator[Result]:
+        while not self.state.finished:
+            chunk = self._next_chunk
+            needed = self.plan.pixel_frames(chunk)
+            if self.state.num_waiting < needed:
+                return
+            yield self._take(needed, last=self.plan.is_last(chunk))
+
+    @property
+    def _next_chunk(self) -> int:
+        return self.plan.chunk_at(self.state.frames_in - self.state.num_waiting)
+
+    @torch.no_grad()
+    def _take(self, num_frames: int, last: bool) -> Result:
+        """Makes a chunk of the first ``num_frames`` waiting frames and then lets go of them."""
+        state, chunk = self.state, self._next_chunk
+        assert state.waiting is not None
+        padding = self.plan.padded_frames(chunk, num_frames) - num_frames
+        pixels = state.waiting[:num_frames]
+        video = torch.cat([pixels, pixels[-1:].expand(padding, -1, -1, -1)]).movedim(0, 1)[None]
+        result = self._process(video, chunk, num_frames, last)
+        state.waiting = state.waiting[num_frames:].clone()
+        state.finished = last
+        return result
+
+    def _announce(self, chunk: int, stage: Literal["encode", "denoise", "decode"], number: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(Progress(chunk, self.plan.total_chunks, stage, number, total))
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Adds the seconds inside to ``self.seconds[stage]``; waits for the GPU so that they belong to the stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.vae_device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds[stage] += time.perf_counter() - start
+
+
+class EncodeStream(FrameStream[torch.Tensor]):
+    """Frames in, normalised source latents [1, C, T, h, w] of each chunk out. For a state of its own or to be shared."""
+
+    def __init__(
+        self,
+        vae: CausalVAE,
+        state: StreamState,
+        *,
+        device: torch.device | str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        check_size(state.settings.height, state.settings.width, vae.config.spatial_factor)
+        super().__init__(vae, state, device, on_progress)
+
+    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> torch.Tensor:
+        self._announce(chunk, "encode", 0, 1)
+        with self._timed("encode"):
+            latents, self.state.encoder = self.vae.encode(video, self.state.encoder)
+        return latents
+
+
+def check_size(height: int, width: int, multiple: int = 32) -> None:
+    """InputError for a size that cannot be edited; says which size to use instead."""
+    smallest = 2 * multiple
+    for name, size in (("height", height), ("width", width)):
+        if size < smallest:
+            raise InputError(
+                f"{name} {size} is too small; the smallest is {smallest}, so use {name} {smallest} instead"
+            )
+        if size % multiple:
+            usable = size // multiple * multiple
+            raise InputError(f"{name} {size} is not a multiple of {multiple}; use {name} {usable} instead")
