@@ -9,9 +9,19 @@ import torch
 from .eager import gdn_eager
 from .naive import GDNMemory, gdn_naive, scan_backward, scan_forward, zero_memory
 
-__all__ = ["GDNMemory", "gdn", "gdn_eager", "gdn_naive", "scan_backward", "scan_forward", "zero_memory"]
+__all__ = [
+    "GDNMemory",
+    "Implementation",
+    "gdn",
+    "gdn_eager",
+    "gdn_naive",
+    "scan_backward",
+    "scan_forward",
+    "zero_memory",
+]
 
-IMPLEMENTATIONS = {"naive": gdn_naive, "eager": gdn_eager}
+Implementation = Literal["auto", "eager", "naive"]
+IMPLEMENTATIONS = {"auto": gdn_eager, "eager": gdn_eager, "naive": gdn_naive}
 
 
 def gdn(
@@ -25,7 +35,7 @@ def gdn(
     memory: GDNMemory | None = None,
     *,
     eps: float = 1e-8,
-    implementation: Literal["naive", "eager"] = "eager",
+    implementation: Implementation = "auto",
 ) -> tuple[torch.Tensor, GDNMemory]:
     """Bidirectional gated delta attention of one chunk, and the memory after it.
 
@@ -37,6 +47,7 @@ def gdn(
         decay: factor on the memory per frame, 0 to 1 [B, T, h].
         memory: (kv [B, h, D, D] stored [value, key], z [B, h, D]) from the previous chunk; None is a fresh stream.
         eps: added to the denominator.
+        implementation: ``auto`` is the fastest that can run here; ``naive`` is the slow truth.
 
     Returns:
         Output [B, T, S, h, D] and the memory after the last frame (forward scan only), both at least float32.

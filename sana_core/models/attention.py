@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...kernels.gdn import gdn
+from ...kernels.gdn import Implementation, gdn
 from ..config import DiTConfig
 from .embeddings import RMSNorm
 from .rope import Rotary, apply_rotary
@@ -61,7 +61,12 @@ class SelfAttention(nn.Module):
 
 
 class GDNAttention(SelfAttention):
-    """Gated delta rule attention. Memory: (kv [B, h, D, D], z [B, h, D]) float32, cumulative over the stream."""
+    """Gated delta rule attention. Memory: (kv [B, h, D, D], z [B, h, D]) float32, cumulative over the stream.
+
+    ``kernels`` picks the implementation of the operator.
+    """
+
+    kernels: Implementation = "auto"
 
     def __init__(self, config: DiTConfig, layout: AttentionLayout, operations: Any, **factory: Any) -> None:
         super().__init__(config, layout, operations, **factory)
@@ -78,9 +83,10 @@ class GDNAttention(SelfAttention):
         k = k * (q.shape[-1] * tokens_per_frame) ** -0.5
         q_rot, k_rot = (apply_rotary(x.flatten(1, 2), positions).view_as(x) for x in (q, k))
         beta = self.beta_proj(u).float().sigmoid()
-        rate = F.softplus(self.gate_proj(u.mean(2)).float() + self.dt_bias.float())
-        decay = torch.exp(-self.A_log.float().exp() * rate)
-        out, memory = gdn(q, k, v, q_rot, k_rot, beta, decay, memory)
+        rate = self.gate_proj(u.mean(2)).float()
+        rate = F.softplus(rate + self.dt_bias.to(rate))
+        decay = torch.exp(-self.A_log.to(rate).exp() * rate)
+        out, memory = gdn(q, k, v, q_rot, k_rot, beta, decay, memory, implementation=self.kernels)
         return self.gated_output(out.flatten(-2), gate), memory
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...kernels.gdn import Implementation
 from ..config import DiTConfig
 from .attention import AttentionLayout, CrossAttention, GDNAttention, Memory, SoftmaxAttention
 from .embeddings import CaptionEmbedder, RMSNorm, TimestepEmbedder
@@ -66,7 +67,7 @@ class DiTBlock(nn.Module):
         state: BlockState | None,
     ) -> tuple[torch.Tensor, BlockState]:
         """x [B, T, S, C], modulation [B, 6, C]."""
-        rows = (self.scale_shift_table.to(x.dtype) + modulation).unbind(1)
+        rows = (self.scale_shift_table.to(x) + modulation).unbind(1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (row[:, None, None] for row in rows)
         attended, memory = self.attn(modulate(x, shift_a, scale_a), positions, state.memory if state else None)
         x = x + gate_a * attended
@@ -84,7 +85,7 @@ class FinalLayer(nn.Module):
         self.linear = operations.Linear(config.hidden_size, config.in_channels, bias=True, **factory)
 
     def forward(self, x: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
-        shift, scale = (self.scale_shift_table.to(x.dtype) + tau[:, None]).unbind(1)
+        shift, scale = (self.scale_shift_table.to(x) + tau[:, None]).unbind(1)
         return self.linear(modulate(x, shift[:, None, None], scale[:, None, None]))
 
 
@@ -158,6 +159,12 @@ class SanaStreamingDiT(nn.Module):
         features = self.attention_y_norm(self.y_embedder(embeds))
         attentions = (cast(DiTBlock, block).cross_attn for block in self.blocks)
         return PromptContext(tuple(attention.project_prompt(features) for attention in attentions), bias)
+
+    def use_kernels(self, implementation: Implementation) -> None:
+        """Picks the implementation of the gated delta rule for every block."""
+        for module in self.modules():
+            if isinstance(module, GDNAttention):
+                module.kernels = implementation
 
     def positions(self, start_frame: int, num_frames: int, height: int, width: int, device: torch.device) -> Rotary:
         """Rotary factors of a chunk; the same for all its passes."""

@@ -13,7 +13,10 @@ TIMESTEP_CHANNELS = 256
 
 
 class RMSNorm(nn.Module):
-    """``x / rms(x) * weight`` over the last dimension, inside float32, returned in the dtype of x."""
+    """``x / rms(x) * weight`` over the last dimension, inside float32, returned in the dtype of x.
+
+    Its weight, like every loose parameter of the transformer, is brought to the data on use: offloading moves layers only.
+    """
 
     def __init__(
         self, channels: int, eps: float, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -25,7 +28,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normed * self.weight.float()).to(x.dtype)
+        return (normed * self.weight.to(wide)).to(x.dtype)
 
 
 def timestep_features(timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -98,6 +98,11 @@ class GemmaTextEncoder:
         return self._hidden_size
 
     @property
+    def weight_bytes(self) -> int:
+        """Size of the weights, as stored."""
+        return sum(file.stat().st_size for file in self._files if file.suffix == ".safetensors")
+
+    @property
     def is_loaded(self) -> bool:
         """Whether the weights are in memory."""
         return self._model is not None

@@ -245,8 +245,14 @@ class StreamState:
         self.waiting = None if self.waiting is None else self.waiting.to(device)
 
     def clone(self) -> StreamState:
-        """An independent copy: going on from one does not touch the other."""
-        return copy.deepcopy(self)
+        """A copy that goes on by itself. It shares what is replaced but never written to: the VAE's caches, the frames."""
+        return replace(self, dit=copy.deepcopy(self.dit))
+
+    def release(self) -> None:
+        """Lets go of every tensor; the state cannot go on after this."""
+        self.dit, self.waiting = None, None
+        self.encoder, self.decoder = {}, {}
+        self.finished = True
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file; an existing file is replaced only when the new one is whole."""

@@ -1,0 +1,36 @@
+"""ComfyUI nodes over ``sana_core``. Imported by ComfyUI only, when it asks for the pack's nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import comfy_host
+from .loaders import SanaStreamingLoadModel, SanaStreamingLoadTextEncoder, SanaStreamingLoadVAE
+from .prompt import SanaStreamingPrompt
+from .sampler import SanaStreamingSampler
+from .video import (
+    SanaStreamingDecodeImages,
+    SanaStreamingDecodeVideo,
+    SanaStreamingEditVideo,
+    SanaStreamingEncodeVideo,
+)
+
+NODES: list[type[io.ComfyNode]] = [
+    SanaStreamingLoadModel,
+    SanaStreamingLoadVAE,
+    SanaStreamingLoadTextEncoder,
+    SanaStreamingPrompt,
+    SanaStreamingEncodeVideo,
+    SanaStreamingSampler,
+    SanaStreamingDecodeVideo,
+    SanaStreamingDecodeImages,
+    SanaStreamingEditVideo,
+]
+
+
+class SanaStreamingExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        comfy_host.register_folders()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,116 @@
+"""From ComfyUI's VIDEO and IMAGE to frames, sound and rate, without holding a long clip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import InputImpl
+
+from ..sana_core.errors import InputError
+from ..sana_core.video.reader import FrameSource, PictureFrames, VideoReader, probe
+from ..sana_core.video.sound import write_sound
+from . import comfy_host
+
+# Rate of pictures that come without one; the release writes its results at 16.
+DEFAULT_RATE = Fraction(16)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames to take in, where they start in ``audio_from``, and that file (None without sound)."""
+
+    frames: FrameSource
+    start: int
+    audio_from: Path | None
+
+
+@contextmanager
+def open_clip(video: Any | None, images: torch.Tensor | None, start_frame: int, max_frames: int) -> Iterator[Clip]:
+    """The frames of a VIDEO or an IMAGE, from ``start_frame`` on, at most ``max_frames`` (0: all).
+
+    A VIDEO in a file is read frame by frame, one that was made from pictures is used as it is. Temporary files that sound or
+    video in memory need are removed at the end.
+    """
+    if (video is None) == (images is None):
+        raise InputError("connect either video or images" + (", not both" if video is not None else ""))
+    limit = max_frames or None
+    made: list[Path] = []
+    try:
+        if video is None:
+            yield Clip(_pictures(images, DEFAULT_RATE, start_frame, limit), start_frame, None)
+        elif (path := _file_of(video, made)) is not None:
+            yield _file_clip(path, video, start_frame, limit)
+        else:
+            parts = video.get_components()
+            rate = Fraction(parts.frame_rate)
+            frames = _pictures(parts.images, rate, start_frame, limit)
+            yield Clip(frames, start_frame, _sound_file(parts.audio, made))
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
+
+
+def _pictures(images: torch.Tensor | None, rate: Fraction, start: int, limit: int | None) -> PictureFrames:
+    assert images is not None
+    if start >= len(images):
+        raise InputError(f"start_frame {start} is not in the {len(images)} frames that are connected")
+    chosen = images[start:] if limit is None else images[start : start + limit]
+    return PictureFrames(chosen[..., :3], rate)
+
+
+def _file_of(video: Any, made: list[Path]) -> Path | None:
+    """The file behind a VIDEO, written out if it lives in memory; None for a VIDEO made of pictures."""
+    # Asked for its stream source, a VIDEO made of pictures would encode the whole clip.
+    if isinstance(video, InputImpl.VideoFromComponents):
+        return None
+    source = video.get_stream_source()
+    if not isinstance(source, BytesIO):
+        return Path(source)
+    path = comfy_host.temporary_video("sana_streaming_source", ".video")
+    path.write_bytes(source.getvalue())
+    made.append(path)
+    return path
+
+
+def _file_clip(path: Path, video: Any, start: int, limit: int | None) -> Clip:
+    """A file, narrowed to the window that a trim node has set."""
+    info = probe(path)
+    begin, seconds = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
+    first = round(Fraction(begin) * info.frame_rate)
+    available = info.num_frames - first
+    if seconds:
+        available = min(available, math.ceil(Fraction(seconds) * info.frame_rate))
+    if start >= available:
+        raise InputError(f"start_frame {start} is not in the {available} frames of the video")
+    count = available - start if limit is None else min(limit, available - start)
+    reader = VideoReader(path, start=first + start, max_frames=count)
+    return Clip(reader, first + start, path if info.has_audio else None)
+
+
+def _sound_file(audio: dict[str, Any] | None, made: list[Path]) -> Path | None:
+    """ComfyUI's AUDIO as a file that a video writer can read."""
+    if audio is None:
+        return None
+    path = comfy_host.temporary_video("sana_streaming_sound", ".wav")
+    made.append(path)
+    write_sound(path, audio["waveform"][0], int(audio["sample_rate"]))
+    return path
+
+
+@contextmanager
+def sound_file(audio: dict[str, Any] | None) -> Iterator[Path | None]:
+    """A temporary file with ComfyUI's AUDIO, or None."""
+    made: list[Path] = []
+    try:
+        yield _sound_file(audio, made)
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""What a LATENT of this pack carries beside its samples, and the checks that rest on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from ..sana_core.errors import InputError
+from ..sana_core.streaming.chunks import ChunkPlan
+from .sockets import LoadedVAE
+
+SAMPLES, SPACE, STREAM = "samples", "sana_latent_space", "sana_stream"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of consecutive chunks of a stream, which a LATENT holds.
+
+    sizes: latent frames per chunk. num_frames: real pixel frames, the rest of the last chunk is padding. frame_rate: of the
+    source, None if unknown. first_chunk: number of the first chunk in its stream. plan: of the whole stream.
+    """
+
+    sizes: tuple[int, ...]
+    num_frames: int
+    frame_rate: Fraction | None
+    first_chunk: int
+    plan: ChunkPlan
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the stream is known to end here."""
+        return self.plan.is_last(self.first_chunk + len(self.sizes) - 1)
+
+
+def to_latent(samples: torch.Tensor, space: str, stretch: Stretch) -> dict[str, Any]:
+    """ComfyUI's LATENT of source latents [1, C, T, H, W] in the latent space ``space``."""
+    return {SAMPLES: samples, SPACE: space, STREAM: stretch}
+
+
+def from_latent(latent: dict[str, Any], temporal_factor: int = 8) -> tuple[torch.Tensor, Stretch]:
+    """Samples [1, C, T, H, W] and their place in the stream. Latents from elsewhere are taken for a whole clip."""
+    samples = latent[SAMPLES]
+    if samples.ndim != 5 or len(samples) != 1:
+        raise InputError(
+            f"the latents have shape {tuple(samples.shape)}; connect video latents of one clip, [1, C, T, H, W]"
+        )
+    num_latents = samples.shape[2]
+    known = latent.get(STREAM)
+    if known is not None and sum(known.sizes) == num_latents:
+        return samples, known
+    frames = 1 + temporal_factor * (num_latents - 1)
+    plan = ChunkPlan(frames, temporal_factor)
+    return samples, Stretch(tuple(plan.latent_sizes(0, num_latents)), frames, None, 0, plan)
+
+
+def check_space(latent: dict[str, Any], vae: LoadedVAE) -> None:
+    """InputError unless the VAE decodes latents of this space and width."""
+    channels, expected = latent[SAMPLES].shape[1], vae.network.config.latent_channels
+    if channels != expected:
+        raise InputError(
+            f"the latents have {channels} channels, this VAE decodes {expected}; use the VAE that encoded the source"
+        )
+    space = latent.get(SPACE, vae.space)
+    if space != vae.space:
+        raise InputError(
+            f"the latents are of space {space}, this VAE decodes space {vae.space}; use the VAE that encoded the source"
+        )

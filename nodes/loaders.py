@@ -1,0 +1,194 @@
+"""Loaders: SanaStreamingLoadModel, SanaStreamingLoadVAE, SanaStreamingLoadTextEncoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..sana_core.models.prompt_cache import default_cache_dir
+from ..sana_core.models.text_encoder import GemmaTextEncoder
+from ..sana_core.streaming.sampler import check_streaming
+from ..sana_core.weights.dit import load_dit
+from ..sana_core.weights.toy import make_toy_bundle
+from ..sana_core.weights.vae import load_vae
+from . import comfy_host
+from .sockets import VAE, LoadedModel, LoadedVAE, Model, TextEncoder
+
+CATEGORY = f"{comfy_host.CATEGORY}/loaders"
+TOY = "toy (random weights)"
+MODEL_FOLDERS = ("diffusion_models", comfy_host.OWN_FOLDER)
+VAE_FOLDERS = ("vae", comfy_host.OWN_FOLDER)
+TEXT_FOLDERS = ("text_encoders", comfy_host.OWN_FOLDER)
+TOY_TOOLTIP = f"'{TOY}' is a tiny network that edits nothing: it shows that the workflow runs."
+
+
+def _toy(part: str) -> Path:
+    """A part of the toy bundle, written into ComfyUI's temporary folder when first asked for."""
+    folder = comfy_host.temporary_folder() / "sana_streaming_toy"
+    if not (folder / "text_encoder" / "model.safetensors").exists():
+        make_toy_bundle(folder)
+    return folder / part
+
+
+def _path(name: str, part: str, what: str, folders: tuple[str, ...]) -> Path:
+    return _toy(part) if name == TOY else comfy_host.resolve(name, what, *folders)
+
+
+def _offered(name: str, what: str, folders: tuple[str, ...]) -> bool | str:
+    """What validate_inputs returns: True, or one sentence."""
+    try:
+        return name == TOY or bool(comfy_host.resolve(name, what, *folders))
+    except ValueError as error:
+        return str(error)
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    """Changes when a file, or a file of a folder, does."""
+    files = [path] if path.is_file() else sorted(path.glob("*"))
+    return (str(path), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+def _fingerprint(name: str, what: str, folders: tuple[str, ...]) -> Any:
+    return name if name == TOY else _stamp(comfy_host.resolve(name, what, *folders))
+
+
+class SanaStreamingLoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = comfy_host.files_in(*MODEL_FOLDERS)
+        return comfy_host.schema(
+            node_id="SanaStreamingLoadModel",
+            display_name="Load SANA-Streaming Model",
+            category=CATEGORY,
+            description="Loads the transformer that edits: the released sana_streaming_ar.pth, or a file made from it.",
+            search_aliases=["sana", "streaming", "video edit", "v2v", "load diffusion model"],
+            inputs=[
+                comfy_host.widget(
+                    io.Combo,
+                    "file",
+                    options=[*files, TOY],
+                    tooltip=f"A file in models/diffusion_models or models/sana_streaming. {TOY_TOOLTIP}",
+                ),
+                comfy_host.widget(
+                    io.Combo,
+                    "dtype",
+                    options=list(comfy_host.DTYPES),
+                    default="auto",
+                    tooltip="What the weights are kept and computed in. auto: bfloat16 on a GPU that has it (as the "
+                    "release), float32 on a CPU.",
+                ),
+                comfy_host.widget(
+                    io.Combo,
+                    "kernels",
+                    options=["auto", "eager", "naive"],
+                    default="auto",
+                    advanced=True,
+                    tooltip="Implementation of the gated delta rule. auto takes the fastest that runs here; naive is "
+                    "the slow reference, to compare with.",
+                ),
+            ],
+            outputs=[Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        return _offered(file, "model file", MODEL_FOLDERS)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, dtype: str, kernels: str) -> Any:
+        return _fingerprint(file, "model file", MODEL_FOLDERS)
+
+    @classmethod
+    def execute(cls, file: str, dtype: str, kernels: Any) -> io.NodeOutput:
+        path = _path(file, "dit/model.safetensors", "model file", MODEL_FOLDERS)
+        device, home = comfy_host.model_device(), comfy_host.model_offload_device()
+        kind = comfy_host.pick_dtype(dtype, device)
+        network = load_dit(path, device=home, dtype=kind, operations=comfy_host.operations(kind))
+        check_streaming(network)
+        network.use_kernels(kernels)
+        return io.NodeOutput(LoadedModel(comfy_host.patcher(network, device, home)))
+
+
+class SanaStreamingLoadVAE(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = [name for name in comfy_host.files_in(*VAE_FOLDERS) if name.endswith(".safetensors")]
+        return comfy_host.schema(
+            node_id="SanaStreamingLoadVAE",
+            display_name="Load SANA-Streaming VAE",
+            category=CATEGORY,
+            description="Loads the causal LTX-2 video VAE, which encodes and decodes as a stream.",
+            search_aliases=["sana", "ltx2", "ltx-2", "causal vae", "load vae"],
+            inputs=[
+                comfy_host.widget(
+                    io.Combo,
+                    "file",
+                    options=[*files, TOY],
+                    tooltip="A file in models/vae or models/sana_streaming with its config.json beside it, such as "
+                    f"ltx2_causal_vae_0516/diffusion_pytorch_model.safetensors. {TOY_TOOLTIP}",
+                ),
+                comfy_host.widget(
+                    io.Combo,
+                    "decoder",
+                    options=["auto", "causal"],
+                    default="auto",
+                    tooltip="auto does what the config says. causal decodes as a stream whatever it says: right for "
+                    "causal weights whose config is lost, wrong for the public LTX-2 VAE.",
+                ),
+            ],
+            outputs=[VAE.Output(display_name="vae")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        return _offered(file, "VAE file", VAE_FOLDERS)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, decoder: str) -> Any:
+        return _fingerprint(file, "VAE file", VAE_FOLDERS)
+
+    @classmethod
+    def execute(cls, file: str, decoder: Any) -> io.NodeOutput:
+        path = _path(file, "vae/diffusion_pytorch_model.safetensors", "VAE file", VAE_FOLDERS)
+        device, home = comfy_host.vae_device(), comfy_host.vae_offload_device()
+        kind = comfy_host.pick_dtype("auto", device)
+        network = load_vae(path, device=home, dtype=kind, operations=comfy_host.operations(kind), decoder=decoder)
+        return io.NodeOutput(LoadedVAE(comfy_host.patcher(network, device, home)))
+
+
+class SanaStreamingLoadTextEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return comfy_host.schema(
+            node_id="SanaStreamingLoadTextEncoder",
+            display_name="Load SANA-Streaming Text Encoder",
+            category=CATEGORY,
+            description="Names the Gemma-2-2b-it that reads the prompt. It is loaded only while a prompt is encoded.",
+            search_aliases=["sana", "gemma", "gemma 2", "load clip", "text encoder"],
+            inputs=[
+                comfy_host.widget(
+                    io.Combo,
+                    "file",
+                    options=[*comfy_host.folders_with("tokenizer.json", *TEXT_FOLDERS), TOY],
+                    tooltip="A folder in models/text_encoders or models/sana_streaming as downloaded from Hugging Face "
+                    f"(config.json, tokenizer.json, weights). {TOY_TOOLTIP}",
+                ),
+            ],
+            outputs=[TextEncoder.Output(display_name="text_encoder")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        return _offered(file, "text encoder", TEXT_FOLDERS)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> Any:
+        return _fingerprint(file, "text encoder", TEXT_FOLDERS)
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        path = _path(file, "text_encoder", "text encoder", TEXT_FOLDERS)
+        encoder = GemmaTextEncoder(path, device=comfy_host.text_encoder_device(), cache_dir=default_cache_dir())
+        return io.NodeOutput(encoder)

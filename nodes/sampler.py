@@ -1,0 +1,208 @@
+"""Denoising: SanaStreamingSampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..sana_core.errors import InputError
+from ..sana_core.streaming.edit_stream import embedded_context
+from ..sana_core.streaming.memory import dit_memory
+from ..sana_core.streaming.noise import ChunkNoise
+from ..sana_core.streaming.options import MAX_SEED, StreamOptions
+from ..sana_core.streaming.sampler import check_latent_channels, sample_chunks
+from ..sana_core.streaming.state import DiTState, StreamSettings, StreamState
+from . import comfy_host
+from .latents import SAMPLES, Stretch, from_latent
+from .prompt import Prompts, connected_prompts
+from .sockets import LoadedModel, Model, State
+
+MEMORY_KNOBS = "make width and height smaller, or num_cached_blocks 1"
+
+
+def sampling_inputs() -> list[Any]:
+    """Widgets that every sampling node has, in their order."""
+    return [
+        comfy_host.widget(
+            io.Int,
+            "seed",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            control_after_generate=True,
+            tooltip="Of the noise. The same seed gives the same video.",
+        ),
+        comfy_host.widget(
+            io.Int,
+            "steps",
+            default=4,
+            min=1,
+            max=100,
+            tooltip="Denoising passes per chunk. The model was distilled for 4, and for 2 at some loss.",
+        ),
+        comfy_host.widget(
+            io.Int,
+            "num_cached_blocks",
+            default=2,
+            min=0,
+            max=64,
+            advanced=True,
+            tooltip="Chunks that softmax blocks read back, the sink included; the model was trained with 2. "
+            "0 keeps the whole history, whose memory grows with the clip.",
+        ),
+        comfy_host.widget(
+            io.Boolean,
+            "sink_token",
+            default=True,
+            advanced=True,
+            tooltip="Keep the first chunk in view for ever, which holds the look of a long video together.",
+        ),
+        comfy_host.widget(
+            io.Float,
+            "cfg_scale",
+            default=1.0,
+            min=0.0,
+            max=20.0,
+            step=0.1,
+            advanced=True,
+            tooltip="Guidance. The model is distilled for 1 (none); above 1 the work doubles and negative is needed.",
+        ),
+        comfy_host.widget(
+            io.Combo,
+            "noise",
+            options=["clip", "chunk"],
+            default="clip",
+            advanced=True,
+            tooltip="clip draws noise for the whole clip at once, as the release does; chunk draws it chunk by chunk, so "
+            "that it does not depend on the clip's length. Very long and endless streams always use chunk.",
+        ),
+    ]
+
+
+class SanaStreamingSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return comfy_host.schema(
+            node_id="SanaStreamingSampler",
+            display_name="SANA-Streaming Sampler",
+            category=comfy_host.CATEGORY,
+            description="Edits source latents chunk by chunk. With a state it goes on where an earlier run stopped.",
+            search_aliases=["sana", "ksampler", "streaming sampler", "video edit", "v2v"],
+            inputs=[
+                Model.Input("model", tooltip="From Load SANA-Streaming Model."),
+                io.Conditioning.Input("positive", tooltip="From SANA-Streaming Prompt."),
+                io.Latent.Input("source", tooltip="Latents of the video to edit, from SANA-Streaming Encode Video."),
+                *sampling_inputs(),
+                io.Conditioning.Input("negative", optional=True, tooltip="Needed where cfg_scale is above 1."),
+                State.Input(
+                    "state", optional=True, tooltip="From an earlier part of the same stream, to go on from there."
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), State.Output(display_name="state")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: LoadedModel,
+        positive: list[Any],
+        source: dict[str, Any],
+        seed: int,
+        steps: int,
+        num_cached_blocks: int,
+        sink_token: bool,
+        cfg_scale: float,
+        noise: Any,
+        negative: list[Any] | None = None,
+        state: StreamState | None = None,
+    ) -> io.NodeOutput:
+        options = StreamOptions(
+            steps=steps,
+            cfg_scale=cfg_scale,
+            seed=seed,
+            noise=noise,
+            num_cached_blocks=num_cached_blocks,
+            sink_token=sink_token,
+        )
+        samples, stretch = from_latent(source)
+        check_latent_channels(model.network, samples.shape[1], "these are")
+        state = _continued(state, samples, stretch, model, options)
+        try:
+            edited = _sample(
+                model, samples, stretch, state, options, connected_prompts(positive, negative, options.guided)
+            )
+        except BaseException:
+            state.release()
+            raise
+        return io.NodeOutput({**source, SAMPLES: edited}, state.to(comfy_host.result_device()))
+
+
+def _continued(
+    state: StreamState | None, samples: torch.Tensor, stretch: Stretch, model: LoadedModel, options: StreamOptions
+) -> StreamState:
+    """A state of its own for this run: the given one, or a fresh one, with the model and the options decided."""
+    if state is None:
+        fresh = StreamSettings(height=0, width=0, total_frames=stretch.plan.total_frames)
+        state = StreamState(fresh)
+    state = state.clone()
+    state.adopt(state.settings.with_model(model.network, options))
+    if state.dit is None:
+        state.dit = DiTState.for_plan(stretch.plan, options)
+    if state.dit.num_chunks != stretch.first_chunk:
+        raise InputError(
+            f"the source latents begin with chunk {stretch.first_chunk}, the state goes on with chunk "
+            f"{state.dit.num_chunks}; connect the state that came with the part before these latents"
+        )
+    _check_grid(state.dit, samples)
+    return state
+
+
+def _check_grid(memory: DiTState, samples: torch.Tensor) -> None:
+    """InputError when the state was made for pictures of another size."""
+    blocks = memory.read()
+    tokens = samples.shape[3] * samples.shape[4]
+    if blocks is not None and blocks[0].frame.shape[2] != tokens:
+        raise InputError(
+            f"the state was made for latents of {blocks[0].frame.shape[2]} cells per frame, these have {tokens}; "
+            "use the width and height that the stream was started with"
+        )
+
+
+def _sample(
+    model: LoadedModel,
+    samples: torch.Tensor,
+    stretch: Stretch,
+    state: StreamState,
+    options: StreamOptions,
+    prompts: Prompts,
+) -> torch.Tensor:
+    """Edited latents of the size of the source, on the device for results; ``state`` moves on."""
+    memory, plan, network = state.dit, stretch.plan, model.network
+    assert memory is not None
+    grid = (samples.shape[3], samples.shape[4])
+    count, last = len(stretch.sizes), stretch.is_last
+    report = comfy_host.ProgressReport(sum(options.passes(not last or i + 1 < count) for i in range(count)))
+    out = torch.empty_like(samples, dtype=torch.float32, device=comfy_host.result_device())
+    with comfy_host.explained_memory(MEMORY_KNOBS), torch.no_grad():
+        comfy_host.load([model.patcher], sum(dit_memory(network.config, plan, grid, options, network.dtype)))
+        memory.to(model.device)
+        context = embedded_context(network, options, prompts.positive, prompts.negative, model.device)
+        noise = ChunkNoise(options, plan.total_latents, (network.config.in_channels, *grid))
+        start = 0
+        for edited in sample_chunks(
+            network,
+            memory,
+            [context] * count,
+            noise.draw,
+            samples.to(model.device),
+            options,
+            stretch.sizes,
+            last=last,
+            on_pass=lambda *_: report.step(),
+        ):
+            out[:, :, start : start + edited.shape[2]] = edited
+            start += edited.shape[2]
+    state.prompt, state.negative_prompt = prompts.text, prompts.negative_text
+    return out

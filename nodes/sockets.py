@@ -1,0 +1,54 @@
+"""Socket types of the pack and what travels over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..sana_core.models.causal_vae import CausalVAE
+from ..sana_core.models.dit import SanaStreamingDiT
+
+Model = io.Custom("SANA_STREAMING_MODEL")
+VAE = io.Custom("SANA_STREAMING_VAE")
+TextEncoder = io.Custom("SANA_STREAMING_TEXT_ENCODER")
+State = io.Custom("SANA_STREAMING_STATE")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A transformer under ComfyUI's memory management; ``patcher`` is how ComfyUI knows it."""
+
+    patcher: Any
+
+    @property
+    def network(self) -> SanaStreamingDiT:
+        return self.patcher.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+
+@dataclass(frozen=True)
+class LoadedVAE:
+    """A VAE under ComfyUI's memory management."""
+
+    patcher: Any
+
+    @property
+    def network(self) -> CausalVAE:
+        return self.patcher.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+    @property
+    def space(self) -> str:
+        """Name of the latent space: every VAE of the LTX-2 sizes shares one, any other has its own."""
+        config = self.network.config
+        sizes = (config.latent_channels, config.spatial_factor, config.temporal_factor)
+        return "ltx2" if sizes == (128, 32, 8) else self.network.fingerprint

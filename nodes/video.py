@@ -1,0 +1,408 @@
+"""Pixels in and out: SanaStreamingEncodeVideo, SanaStreamingDecodeVideo, SanaStreamingDecodeImages, SanaStreamingEditVideo."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import InputImpl, io, ui
+
+from ..sana_core.edit_file import FileJob, edit_file
+from ..sana_core.errors import InputError
+from ..sana_core.streaming.chunks import ChunkPlan
+from ..sana_core.streaming.edit_stream import EditStream, FixedPrompts
+from ..sana_core.streaming.frame_stream import EncodeStream
+from ..sana_core.streaming.memory import stream_memory, vae_memory
+from ..sana_core.streaming.options import StreamOptions
+from ..sana_core.streaming.state import StreamSettings, StreamState
+from ..sana_core.video.geometry import pixels_to_image, pixels_to_uint8
+from ..sana_core.video.reader import FrameSource
+from ..sana_core.video.writer import VideoWriter
+from . import comfy_host
+from .frames import DEFAULT_RATE, open_clip, sound_file
+from .latents import Stretch, check_space, from_latent, to_latent
+from .prompt import connected_prompts
+from .sampler import sampling_inputs
+from .sockets import VAE, LoadedModel, LoadedVAE, Model, State
+
+logger = logging.getLogger(__name__)
+
+READ_BLOCK = 8
+LARGEST = 16384
+MEMORY_KNOBS = "make width and height smaller"
+
+
+def _size_inputs() -> list[Any]:
+    tooltip = (
+        "Size of the edited video, a multiple of 32. The source is scaled to fill it and cropped. Trained for 1280x704."
+    )
+    return [
+        comfy_host.widget(io.Int, "width", default=1280, min=64, max=LARGEST, step=32, tooltip=tooltip),
+        comfy_host.widget(io.Int, "height", default=704, min=64, max=LARGEST, step=32, tooltip=tooltip),
+    ]
+
+
+def _range_inputs() -> list[Any]:
+    return [
+        comfy_host.widget(io.Int, "start_frame", default=0, min=0, max=10**9, tooltip="First frame to take in."),
+        comfy_host.widget(
+            io.Int, "max_frames", default=0, min=0, max=10**9, tooltip="How many frames to take in; 0 takes all."
+        ),
+    ]
+
+
+def _fps_input() -> Any:
+    return comfy_host.widget(
+        io.Float,
+        "fps",
+        default=0.0,
+        min=0.0,
+        max=240.0,
+        step=0.01,
+        tooltip="Frame rate of the result; 0 keeps the source's (16 for pictures). Another rate leaves its sound out.",
+    )
+
+
+def _crf_input() -> Any:
+    return comfy_host.widget(
+        io.Int,
+        "crf",
+        default=25,
+        min=0,
+        max=51,
+        advanced=True,
+        tooltip="H.264 quality: 0 is lossless, 25 is the release's, higher is smaller.",
+    )
+
+
+class SanaStreamingEncodeVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return comfy_host.schema(
+            node_id="SanaStreamingEncodeVideo",
+            display_name="SANA-Streaming Encode Video",
+            category=comfy_host.CATEGORY,
+            description="Encodes a video to source latents, frame by frame: memory does not grow with its length.",
+            search_aliases=["sana", "vae encode", "encode video", "source latents"],
+            inputs=[
+                VAE.Input("vae", tooltip="From Load SANA-Streaming VAE."),
+                *_size_inputs(),
+                *_range_inputs(),
+                comfy_host.widget(
+                    io.Int,
+                    "total_frames",
+                    default=0,
+                    min=-1,
+                    max=10**9,
+                    advanced=True,
+                    tooltip="For a clip that is edited in several parts: its whole length, the same in every part. 0: this "
+                    "is all of it. -1: the length is not known. Frames that fill no chunk wait in the state.",
+                ),
+                io.Video.Input("video", optional=True, tooltip="The video to edit; read as it is needed."),
+                io.Image.Input("images", optional=True, tooltip="Pictures instead of a video."),
+                State.Input("state", optional=True, tooltip="From the part before this one."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), State.Output(display_name="state")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        vae: LoadedVAE,
+        width: int,
+        height: int,
+        start_frame: int,
+        max_frames: int,
+        total_frames: int,
+        video: Any | None = None,
+        images: torch.Tensor | None = None,
+        state: StreamState | None = None,
+    ) -> io.NodeOutput:
+        with open_clip(video, images, start_frame, max_frames) as clip:
+            count = clip.frames.num_frames
+            total = None if total_frames < 0 else total_frames or count
+            state = state.clone() if state is not None else StreamState(StreamSettings(height, width, total))
+            wanted = replace(state.settings, height=height, width=width, total_frames=total).with_vae(vae.network)
+            state.adopt(wanted)
+            latent = _encode(vae, state, clip.frames, final=total is not None and state.frames_in + count >= total)
+        return io.NodeOutput(latent, state.to(comfy_host.result_device()))
+
+
+def _encode(vae: LoadedVAE, state: StreamState, frames: FrameSource, final: bool) -> dict[str, Any]:
+    """The LATENT of every chunk that the frames complete; ``final`` ends the stream with them."""
+    settings = state.settings
+    try:
+        with comfy_host.explained_memory(MEMORY_KNOBS):
+            plan = ChunkPlan(settings.total_frames, vae.network.config.temporal_factor)
+            size = (settings.height, settings.width)
+            needed = sum(vae_memory(vae.network.config, plan, size, vae.network.dtype))
+            comfy_host.load([vae.patcher], needed)
+            before = state.frames_in - state.num_waiting
+            report = comfy_host.ProgressReport(1 + frames.num_frames // plan.pixel_frames(1))
+            stream = EncodeStream(vae.network, state, device=vae.device, on_progress=lambda _: report.step())
+            parts = [
+                part.to(comfy_host.result_device(), torch.float32)
+                for block in frames.blocks(READ_BLOCK)
+                for part in stream.push(block)
+            ]
+            if final:
+                parts += [part.to(comfy_host.result_device(), torch.float32) for part in stream.flush()]
+    except BaseException:
+        state.release()
+        raise
+    if not parts:
+        raise InputError(
+            f"{frames.num_frames} frames fill no chunk of {plan.pixel_frames(plan.chunk_at(before))}; "
+            "take in more of them, or set total_frames to 0 to pad"
+        )
+    real = state.frames_in - state.num_waiting - before
+    padded = sum(part.shape[2] for part in parts) * plan.temporal_factor
+    padded -= plan.temporal_factor - 1 if before == 0 else 0
+    if real < padded:
+        logger.info(
+            "SANA-Streaming: %d frames are padded with the last one to %d and trimmed when decoded", real, padded
+        )
+    sizes = tuple(part.shape[2] for part in parts)
+    stretch = Stretch(sizes, real, frames.frame_rate, plan.chunk_at(before), plan)
+    return to_latent(torch.cat(parts, 2), vae.space, stretch)
+
+
+def _open_decoder(vae: LoadedVAE, latent: dict[str, Any], state: StreamState | None) -> StreamState:
+    """A state of its own for this run, after checks; brings the VAE to its device."""
+    config = vae.network.config
+    samples, stretch = from_latent(latent, config.temporal_factor)
+    check_space(latent, vae)
+    if not vae.network.decodes_causally:
+        raise InputError(
+            "the VAE's decoder is not causal and cannot decode as a stream; use the causal LTX-2 VAE, or decode with "
+            "ComfyUI's own VAE Decode"
+        )
+    size = (samples.shape[3] * config.spatial_factor, samples.shape[4] * config.spatial_factor)
+    state = StreamState(StreamSettings(*size, stretch.plan.total_frames)) if state is None else state.clone()
+    state.adopt(state.settings.with_vae(vae.network))
+    state.move_vae(vae.device)
+    comfy_host.load([vae.patcher], sum(vae_memory(config, stretch.plan, size, vae.network.dtype)))
+    return state
+
+
+@torch.no_grad()
+def _decoded(
+    vae: LoadedVAE, latent: dict[str, Any], state: StreamState, report: comfy_host.ProgressReport
+) -> Iterator[torch.Tensor]:
+    """Pixels [F, 3, H, W] chunk by chunk, trimmed to the real frames; ``state`` moves on."""
+    samples, stretch = from_latent(latent, vae.network.config.temporal_factor)
+    start = done = 0
+    for size in stretch.sizes:
+        report.step()
+        piece = samples[:, :, start : start + size].to(vae.device)
+        pixels, state.decoder = vae.network.decode(piece, state.decoder)
+        frames = pixels[0].movedim(1, 0)[: stretch.num_frames - done]
+        start, done = start + size, done + len(frames)
+        state.frames_out += len(frames)
+        yield frames
+
+
+class SanaStreamingDecodeVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return comfy_host.schema(
+            node_id="SanaStreamingDecodeVideo",
+            display_name="SANA-Streaming Decode Video",
+            category=comfy_host.CATEGORY,
+            description="Decodes latents straight into a video file, chunk by chunk: memory does not grow with its length.",
+            search_aliases=["sana", "vae decode", "decode video", "save video"],
+            inputs=[
+                VAE.Input("vae", tooltip="The VAE that encoded the source."),
+                io.Latent.Input("samples", tooltip="Edited latents, from SANA-Streaming Sampler."),
+                _fps_input(),
+                _crf_input(),
+                io.Audio.Input("audio", optional=True, tooltip="Sound to go along, cut to the length of the video."),
+                State.Input("state", optional=True, tooltip="From the part before this one."),
+            ],
+            outputs=[io.Video.Output(display_name="video"), State.Output(display_name="state")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        vae: LoadedVAE,
+        samples: dict[str, Any],
+        fps: float,
+        crf: int,
+        audio: dict[str, Any] | None = None,
+        state: StreamState | None = None,
+    ) -> io.NodeOutput:
+        with comfy_host.explained_memory(MEMORY_KNOBS), sound_file(audio) as sound:
+            state = _open_decoder(vae, samples, state)
+            latents, stretch = from_latent(samples, vae.network.config.temporal_factor)
+            report = comfy_host.ProgressReport(len(stretch.sizes))
+            rate = Fraction(fps).limit_denominator(1001) if fps else stretch.frame_rate or DEFAULT_RATE
+            path = comfy_host.temporary_video("sana_streaming")
+            height, width = (side * vae.network.config.spatial_factor for side in latents.shape[3:])
+            writer = VideoWriter(path, width=width, height=height, frame_rate=rate, crf=crf, audio_from=sound)
+            with _released_if_stopped(state, path), writer:
+                for pixels in _decoded(vae, samples, state, report):
+                    frames = pixels_to_uint8(pixels).cpu()
+                    writer.write(frames)
+                    report.preview(frames[-1])
+        video, shown = _video_output(path)
+        return io.NodeOutput(video, state.to(comfy_host.result_device()), ui=shown)
+
+
+@contextmanager
+def _released_if_stopped(state: StreamState, path: Path) -> Iterator[None]:
+    """On an error or Stop frees the stream's memory and says where the finished frames are."""
+    try:
+        yield
+    except BaseException:
+        state.release()
+        if path.exists():
+            logger.warning("SANA-Streaming: stopped; the frames that were finished are in %s", path)
+        raise
+
+
+def _video_output(path: Path) -> tuple[Any, ui.PreviewVideo]:
+    """(VIDEO, what the node shows) of a file in ComfyUI's temporary folder."""
+    subfolder = path.parent.relative_to(comfy_host.temporary_folder()).as_posix().strip(".")
+    shown = ui.SavedResult(path.name, subfolder, io.FolderType.temp)
+    return InputImpl.VideoFromFile(str(path)), ui.PreviewVideo([shown])
+
+
+class SanaStreamingDecodeImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return comfy_host.schema(
+            node_id="SanaStreamingDecodeImages",
+            display_name="SANA-Streaming Decode Images",
+            category=comfy_host.CATEGORY,
+            description="Decodes latents to pictures in memory, for other image nodes. For long videos use Decode Video.",
+            search_aliases=["sana", "vae decode", "decode frames"],
+            inputs=[
+                VAE.Input("vae", tooltip="The VAE that encoded the source."),
+                io.Latent.Input(
+                    "samples",
+                    tooltip="Edited latents. Every frame takes width x height x 12 bytes of memory: 10.8 MB at 1280x704, "
+                    "1 GB for 97 frames.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(cls, vae: LoadedVAE, samples: dict[str, Any]) -> io.NodeOutput:
+        with comfy_host.explained_memory(f"{MEMORY_KNOBS}, or use Decode Video"):
+            state = _open_decoder(vae, samples, None)
+            report = comfy_host.ProgressReport(len(from_latent(samples)[1].sizes))
+            images = [pixels_to_image(pixels).cpu() for pixels in _decoded(vae, samples, state, report)]
+        return io.NodeOutput(torch.cat(images))
+
+
+class SanaStreamingEditVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return comfy_host.schema(
+            node_id="SanaStreamingEditVideo",
+            display_name="SANA-Streaming Edit Video",
+            category=comfy_host.CATEGORY,
+            description="The whole stream in one node: reads, edits and writes a video of any length with flat memory, and "
+            "shows each chunk as it is finished. Stop keeps what was written.",
+            search_aliases=["sana", "video to video", "v2v", "edit video", "restyle", "stylize"],
+            inputs=[
+                Model.Input("model", tooltip="From Load SANA-Streaming Model."),
+                VAE.Input("vae", tooltip="From Load SANA-Streaming VAE."),
+                io.Conditioning.Input("positive", tooltip="From SANA-Streaming Prompt."),
+                io.Video.Input("video", tooltip="The video to edit; read as it is needed."),
+                *_size_inputs(),
+                *sampling_inputs(),
+                *_range_inputs(),
+                _fps_input(),
+                _crf_input(),
+                io.Conditioning.Input("negative", optional=True, tooltip="Needed where cfg_scale is above 1."),
+            ],
+            outputs=[io.Video.Output(display_name="video")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: LoadedModel,
+        vae: LoadedVAE,
+        positive: list[Any],
+        video: Any,
+        width: int,
+        height: int,
+        seed: int,
+        steps: int,
+        num_cached_blocks: int,
+        sink_token: bool,
+        cfg_scale: float,
+        noise: Any,
+        start_frame: int,
+        max_frames: int,
+        fps: float,
+        crf: int,
+        negative: list[Any] | None = None,
+    ) -> io.NodeOutput:
+        options = StreamOptions(
+            steps=steps,
+            cfg_scale=cfg_scale,
+            seed=seed,
+            noise=noise,
+            num_cached_blocks=num_cached_blocks,
+            sink_token=sink_token,
+        )
+        path = comfy_host.temporary_video("sana_streaming")
+        with open_clip(video, None, start_frame, max_frames) as clip, comfy_host.explained_memory(MEMORY_KNOBS):
+            job = FileJob(
+                frames=clip.frames,
+                target=path,
+                start=clip.start,
+                frame_rate=Fraction(fps).limit_denominator(1001) if fps else None,
+                crf=crf,
+                audio_from=clip.audio_from,
+            )
+            _edit(model, vae, positive, negative, options, (height, width), job)
+        edited, shown = _video_output(path)
+        return io.NodeOutput(edited, ui=shown)
+
+
+def _edit(
+    model: LoadedModel,
+    vae: LoadedVAE,
+    positive: list[Any],
+    negative: list[Any] | None,
+    options: StreamOptions,
+    size: tuple[int, int],
+    job: FileJob,
+) -> None:
+    """Runs the stream over the clip with ComfyUI's progress, preview and Stop."""
+    total = job.frames.num_frames
+    plan = ChunkPlan(total, vae.network.config.temporal_factor)
+    kinds = (model.network.dtype, vae.network.dtype)
+    needed = stream_memory(model.network.config, vae.network.config, plan, size, options, *kinds)
+    comfy_host.load([model.patcher, vae.patcher], needed.total)
+    chunks = plan.total_chunks or 1
+    report = comfy_host.ProgressReport(chunks * (options.passes(carry=True) + 2))
+    prompts = connected_prompts(positive, negative, options.guided)
+    stream = EditStream(
+        model.network,
+        vae.network,
+        FixedPrompts(prompts.positive, prompts.negative),
+        prompt=prompts.text,
+        negative_prompt=prompts.negative_text,
+        height=size[0],
+        width=size[1],
+        total_frames=total,
+        options=options,
+        device=model.device,
+        vae_device=vae.device,
+        on_progress=lambda _: report.step(),
+    )
+    with _released_if_stopped(stream.state, job.target):
+        edit_file(stream, job, lambda chunk, _: report.preview(chunk.frames[-1]))

@@ -1,0 +1,78 @@
+"""How much memory a stream needs beside the weights: exact for what is carried, an estimate for the work itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..config import DiTConfig, VAEConfig
+from ..models.causal_vae import CausalVAE, VAEState
+from .chunks import ChunkPlan
+from .options import StreamOptions
+
+# Tensors of the size of the widest activation that are alive at once: the gated MixFFN (13440 channels for 2240) with its
+# depthwise convolution, and a residual block of the VAE with norm, activation, padding and history.
+DIT_LIVE_WIDTHS = 30
+VAE_LIVE_TENSORS = 7
+
+
+@dataclass(frozen=True)
+class StreamMemory:
+    """Bytes: what is carried between chunks by the transformer and the VAE, and the peak inside one call of each."""
+
+    dit_state: int
+    dit_work: int
+    vae_state: int
+    vae_work: int
+
+    @property
+    def total(self) -> int:
+        """Transformer and VAE take turns, so only the larger of their peaks counts."""
+        return self.dit_state + self.vae_state + max(self.dit_work, self.vae_work)
+
+
+def dit_memory(
+    config: DiTConfig, plan: ChunkPlan, grid: tuple[int, int], options: StreamOptions, dtype: torch.dtype
+) -> tuple[int, int]:
+    """(carried, peak) bytes of the transformer for latents of ``grid`` (rows, columns)."""
+    rows = 2 if options.guided else 1
+    tokens = grid[0] * grid[1]
+    frame = tokens * config.hidden_size * dtype.itemsize
+    softmax = len(config.softmax_layers)
+    kv_frames = plan.cache_capacity(options.num_cached_blocks, options.sink_token)
+    gdn = (config.depth - softmax) * config.num_heads * config.head_dim * (config.head_dim + 1) * 4
+    carried = gdn + softmax * 2 * kv_frames * frame + config.depth * frame
+    # One block reads its cached keys and values joined with the chunk's own.
+    joined = 2 * (kv_frames + plan.first_latents) * frame
+    return rows * carried, rows * (DIT_LIVE_WIDTHS * plan.first_latents * frame + joined)
+
+
+def vae_memory(config: VAEConfig, plan: ChunkPlan, size: tuple[int, int], dtype: torch.dtype) -> tuple[int, int]:
+    """(carried, peak) bytes of the VAE for pixels of ``size`` (height, width), encoding and decoding."""
+    vae = CausalVAE(config, device="meta", dtype=dtype)
+    height, width = size
+    video = torch.empty(1, 3, plan.pixel_frames(0), height, width, device="meta", dtype=dtype)
+    latents, encoder = vae.encode(video)
+    decoder: VAEState = {}
+    if vae.decodes_causally:
+        _, decoder = vae.decode(latents)
+    carried = sum(value.numel() * value.element_size() for value in (*encoder.values(), *decoder.values()))
+    cells = plan.pixel_frames(0) * (height // config.patch_size) * (width // config.patch_size)
+    decoder_width = config.decoder_block_out_channels[0] // config.upsample_factor[0]
+    widest = max(config.latent_channels, decoder_width) * cells * dtype.itemsize
+    return carried, VAE_LIVE_TENSORS * widest
+
+
+def stream_memory(
+    model: DiTConfig,
+    vae: VAEConfig,
+    plan: ChunkPlan,
+    size: tuple[int, int],
+    options: StreamOptions,
+    model_dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+) -> StreamMemory:
+    """What editing a video of ``size`` (height, width) needs beside the weights."""
+    grid = (size[0] // vae.spatial_factor, size[1] // vae.spatial_factor)
+    return StreamMemory(*dit_memory(model, plan, grid, options, model_dtype), *vae_memory(vae, plan, size, vae_dtype))
