@@ -119,8 +119,8 @@ def explained_memory(knobs: str) -> Iterator[None]:
     try:
         yield
     except kind as error:
-        comfy.model_management.soft_empty_cache()
-        raise RuntimeError(f"out of memory; {knobs}") from error
+        # The same class, so that ComfyUI's own handling still sees it.
+        raise kind(f"out of memory; {knobs}") from error
 
 
 # Running
@@ -167,7 +167,13 @@ def files_in(*kinds: str) -> list[str]:
 
 
 def _filenames(kind: str) -> list[str]:
-    return folder_paths.get_filename_list(kind) if kind in folder_paths.folder_names_and_paths else []
+    if kind not in folder_paths.folder_names_and_paths:
+        return []
+    try:
+        return folder_paths.get_filename_list(kind)
+    except FileNotFoundError:
+        # ComfyUI remembers folders that have been removed meanwhile.
+        return []
 
 
 def folders_with(marker: str, *kinds: str) -> list[str]:
@@ -175,9 +181,8 @@ def folders_with(marker: str, *kinds: str) -> list[str]:
     found: dict[str, None] = {}
     for kind in kinds:
         for root in _roots(kind):
-            for file in sorted(root.rglob(marker)):
-                if file.parent != root:
-                    found[file.parent.relative_to(root).as_posix()] = None
+            for file in sorted([*root.glob(f"*/{marker}"), *root.glob(f"*/*/{marker}")]):
+                found[file.parent.relative_to(root).as_posix()] = None
     return list(found)
 
 

@@ -33,19 +33,17 @@ class Clip:
 
 
 @contextmanager
-def open_clip(video: Any | None, images: torch.Tensor | None, start_frame: int, max_frames: int) -> Iterator[Clip]:
+def open_clip(video: Any, start_frame: int, max_frames: int) -> Iterator[Clip]:
     """The frames of a VIDEO or an IMAGE, from ``start_frame`` on, at most ``max_frames`` (0: all).
 
     A VIDEO in a file is read frame by frame, one that was made from pictures is used as it is. Temporary files that sound or
     video in memory need are removed at the end.
     """
-    if (video is None) == (images is None):
-        raise InputError("connect either video or images" + (", not both" if video is not None else ""))
     limit = max_frames or None
     made: list[Path] = []
     try:
-        if video is None:
-            yield Clip(_pictures(images, DEFAULT_RATE, start_frame, limit), start_frame, None)
+        if isinstance(video, torch.Tensor):
+            yield Clip(_pictures(video, DEFAULT_RATE, start_frame, limit), start_frame, None)
         elif (path := _file_of(video, made)) is not None:
             yield _file_clip(path, video, start_frame, limit)
         else:
@@ -58,8 +56,7 @@ def open_clip(video: Any | None, images: torch.Tensor | None, start_frame: int, 
             path.unlink(missing_ok=True)
 
 
-def _pictures(images: torch.Tensor | None, rate: Fraction, start: int, limit: int | None) -> PictureFrames:
-    assert images is not None
+def _pictures(images: torch.Tensor, rate: Fraction, start: int, limit: int | None) -> PictureFrames:
     if start >= len(images):
         raise InputError(f"start_frame {start} is not in the {len(images)} frames that are connected")
     chosen = images[start:] if limit is None else images[start : start + limit]

@@ -36,7 +36,7 @@ class SanaStreamingPrompt(io.ComfyNode):
                     default="",
                     dynamic_prompts=True,
                     placeholder="turn it into a watercolour",
-                    tooltip="What should change, as an instruction. About 290 words fit; more is cut with a warning.",
+                    tooltip="What should change, as an instruction. About 200 words fit; more is cut with a warning.",
                 ),
                 comfy_host.widget(
                     io.String,

@@ -23,6 +23,10 @@ class LoadedModel:
 
     patcher: Any
 
+    def is_dynamic(self) -> bool:
+        """Asked by ComfyUI's cache, which keeps models whose weights it can page."""
+        return _is_dynamic(self.patcher)
+
     @property
     def network(self) -> SanaStreamingDiT:
         return self.patcher.model
@@ -38,6 +42,10 @@ class LoadedVAE:
 
     patcher: Any
 
+    def is_dynamic(self) -> bool:
+        """As for the model."""
+        return _is_dynamic(self.patcher)
+
     @property
     def network(self) -> CausalVAE:
         return self.patcher.model
@@ -52,3 +60,7 @@ class LoadedVAE:
         config = self.network.config
         sizes = (config.latent_channels, config.spatial_factor, config.temporal_factor)
         return "ltx2" if sizes == (128, 32, 8) else self.network.fingerprint
+
+
+def _is_dynamic(patcher: Any) -> bool:
+    return bool(getattr(patcher, "is_dynamic", bool)())

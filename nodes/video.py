@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.latest import InputImpl, io
 
 from ..sana_core.edit_file import FileJob, edit_file
 from ..sana_core.errors import InputError
 from ..sana_core.streaming.chunks import ChunkPlan
-from ..sana_core.streaming.edit_stream import EditStream, FixedPrompts
+from ..sana_core.streaming.edit_stream import EditStream, FixedPrompts, check_size
 from ..sana_core.streaming.frame_stream import EncodeStream
 from ..sana_core.streaming.memory import stream_memory, vae_memory
 from ..sana_core.streaming.options import StreamOptions
@@ -36,6 +36,15 @@ logger = logging.getLogger(__name__)
 READ_BLOCK = 8
 LARGEST = 16384
 MEMORY_KNOBS = "make width and height smaller"
+
+
+def _video_input() -> Any:
+    return comfy_host.widget(
+        io.MultiType,
+        "video",
+        types=[io.Video, io.Image],
+        tooltip="A video, read as it is needed, or pictures.",
+    )
 
 
 def _size_inputs() -> list[Any]:
@@ -92,6 +101,7 @@ class SanaStreamingEncodeVideo(io.ComfyNode):
             search_aliases=["sana", "vae encode", "encode video", "source latents"],
             inputs=[
                 VAE.Input("vae", tooltip="From Load SANA-Streaming VAE."),
+                _video_input(),
                 *_size_inputs(),
                 *_range_inputs(),
                 comfy_host.widget(
@@ -104,8 +114,6 @@ class SanaStreamingEncodeVideo(io.ComfyNode):
                     tooltip="For a clip that is edited in several parts: its whole length, the same in every part. 0: this "
                     "is all of it. -1: the length is not known. Frames that fill no chunk wait in the state.",
                 ),
-                io.Video.Input("video", optional=True, tooltip="The video to edit; read as it is needed."),
-                io.Image.Input("images", optional=True, tooltip="Pictures instead of a video."),
                 State.Input("state", optional=True, tooltip="From the part before this one."),
             ],
             outputs=[io.Latent.Output(display_name="latent"), State.Output(display_name="state")],
@@ -115,16 +123,16 @@ class SanaStreamingEncodeVideo(io.ComfyNode):
     def execute(
         cls,
         vae: LoadedVAE,
+        video: Any,
         width: int,
         height: int,
         start_frame: int,
         max_frames: int,
         total_frames: int,
-        video: Any | None = None,
-        images: torch.Tensor | None = None,
         state: StreamState | None = None,
     ) -> io.NodeOutput:
-        with open_clip(video, images, start_frame, max_frames) as clip:
+        check_size(height, width, vae.network.config.spatial_factor)
+        with open_clip(video, start_frame, max_frames) as clip:
             count = clip.frames.num_frames
             total = None if total_frames < 0 else total_frames or count
             state = state.clone() if state is not None else StreamState(StreamSettings(height, width, total))
@@ -251,8 +259,7 @@ class SanaStreamingDecodeVideo(io.ComfyNode):
                     frames = pixels_to_uint8(pixels).cpu()
                     writer.write(frames)
                     report.preview(frames[-1])
-        video, shown = _video_output(path)
-        return io.NodeOutput(video, state.to(comfy_host.result_device()), ui=shown)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), state.to(comfy_host.result_device()))
 
 
 @contextmanager
@@ -265,13 +272,6 @@ def _released_if_stopped(state: StreamState, path: Path) -> Iterator[None]:
         if path.exists():
             logger.warning("SANA-Streaming: stopped; the frames that were finished are in %s", path)
         raise
-
-
-def _video_output(path: Path) -> tuple[Any, ui.PreviewVideo]:
-    """(VIDEO, what the node shows) of a file in ComfyUI's temporary folder."""
-    subfolder = path.parent.relative_to(comfy_host.temporary_folder()).as_posix().strip(".")
-    shown = ui.SavedResult(path.name, subfolder, io.FolderType.temp)
-    return InputImpl.VideoFromFile(str(path)), ui.PreviewVideo([shown])
 
 
 class SanaStreamingDecodeImages(io.ComfyNode):
@@ -317,7 +317,7 @@ class SanaStreamingEditVideo(io.ComfyNode):
                 Model.Input("model", tooltip="From Load SANA-Streaming Model."),
                 VAE.Input("vae", tooltip="From Load SANA-Streaming VAE."),
                 io.Conditioning.Input("positive", tooltip="From SANA-Streaming Prompt."),
-                io.Video.Input("video", tooltip="The video to edit; read as it is needed."),
+                _video_input(),
                 *_size_inputs(),
                 *sampling_inputs(),
                 *_range_inputs(),
@@ -357,8 +357,9 @@ class SanaStreamingEditVideo(io.ComfyNode):
             num_cached_blocks=num_cached_blocks,
             sink_token=sink_token,
         )
+        check_size(height, width, vae.network.config.spatial_factor)
         path = comfy_host.temporary_video("sana_streaming")
-        with open_clip(video, None, start_frame, max_frames) as clip, comfy_host.explained_memory(MEMORY_KNOBS):
+        with open_clip(video, start_frame, max_frames) as clip, comfy_host.explained_memory(MEMORY_KNOBS):
             job = FileJob(
                 frames=clip.frames,
                 target=path,
@@ -368,8 +369,7 @@ class SanaStreamingEditVideo(io.ComfyNode):
                 audio_from=clip.audio_from,
             )
             _edit(model, vae, positive, negative, options, (height, width), job)
-        edited, shown = _video_output(path)
-        return io.NodeOutput(edited, ui=shown)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
 
 
 def _edit(
