@@ -5,13 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import comfy_host
+from .edit_video import SanaStreamingDemoClip, SanaStreamingEditVideo
 from .loaders import SanaStreamingLoadModel, SanaStreamingLoadTextEncoder, SanaStreamingLoadVAE
 from .prompt import SanaStreamingPrompt
 from .sampler import SanaStreamingSampler
 from .video import (
     SanaStreamingDecodeImages,
     SanaStreamingDecodeVideo,
-    SanaStreamingEditVideo,
     SanaStreamingEncodeVideo,
 )
 
@@ -25,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     SanaStreamingDecodeVideo,
     SanaStreamingDecodeImages,
     SanaStreamingEditVideo,
+    SanaStreamingDemoClip,
 ]
 
 

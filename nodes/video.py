@@ -1,4 +1,4 @@
-"""Pixels in and out: SanaStreamingEncodeVideo, SanaStreamingDecodeVideo, SanaStreamingDecodeImages, SanaStreamingEditVideo."""
+"""Pixels in and out: SanaStreamingEncodeVideo, SanaStreamingDecodeVideo, SanaStreamingDecodeImages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from comfy_api.latest import InputImpl, io
 
-from ..sana_core.edit_file import FileJob, edit_file
 from ..sana_core.errors import InputError
 from ..sana_core.streaming.chunks import ChunkPlan
-from ..sana_core.streaming.edit_stream import EditStream, FixedPrompts, check_size
+from ..sana_core.streaming.edit_stream import check_size
 from ..sana_core.streaming.frame_stream import EncodeStream
-from ..sana_core.streaming.memory import stream_memory, vae_memory
-from ..sana_core.streaming.options import StreamOptions
+from ..sana_core.streaming.memory import vae_memory
 from ..sana_core.streaming.state import StreamSettings, StreamState
 from ..sana_core.video.geometry import pixels_to_image, pixels_to_uint8
 from ..sana_core.video.reader import FrameSource
@@ -27,9 +25,7 @@ from ..sana_core.video.writer import VideoWriter
 from . import comfy_host
 from .frames import DEFAULT_RATE, open_clip, sound_file
 from .latents import Stretch, check_space, from_latent, to_latent
-from .prompt import connected_prompts
-from .sampler import sampling_inputs
-from .sockets import VAE, LoadedModel, LoadedVAE, Model, State
+from .sockets import VAE, LoadedVAE, State
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +34,7 @@ LARGEST = 16384
 MEMORY_KNOBS = "make width and height smaller"
 
 
-def _video_input() -> Any:
+def video_input() -> Any:
     return comfy_host.widget(
         io.MultiType,
         "video",
@@ -47,7 +43,7 @@ def _video_input() -> Any:
     )
 
 
-def _size_inputs() -> list[Any]:
+def size_inputs() -> list[Any]:
     tooltip = (
         "Size of the edited video, a multiple of 32. The source is scaled to fill it and cropped. Trained for 1280x704."
     )
@@ -57,7 +53,7 @@ def _size_inputs() -> list[Any]:
     ]
 
 
-def _range_inputs() -> list[Any]:
+def range_inputs() -> list[Any]:
     return [
         comfy_host.widget(io.Int, "start_frame", default=0, min=0, max=10**9, tooltip="First frame to take in."),
         comfy_host.widget(
@@ -66,7 +62,7 @@ def _range_inputs() -> list[Any]:
     ]
 
 
-def _fps_input() -> Any:
+def fps_input() -> Any:
     return comfy_host.widget(
         io.Float,
         "fps",
@@ -78,7 +74,7 @@ def _fps_input() -> Any:
     )
 
 
-def _crf_input() -> Any:
+def crf_input() -> Any:
     return comfy_host.widget(
         io.Int,
         "crf",
@@ -101,9 +97,9 @@ class SanaStreamingEncodeVideo(io.ComfyNode):
             search_aliases=["sana", "vae encode", "encode video", "source latents"],
             inputs=[
                 VAE.Input("vae", tooltip="From Load SANA-Streaming VAE."),
-                _video_input(),
-                *_size_inputs(),
-                *_range_inputs(),
+                video_input(),
+                *size_inputs(),
+                *range_inputs(),
                 comfy_host.widget(
                     io.Int,
                     "total_frames",
@@ -228,8 +224,8 @@ class SanaStreamingDecodeVideo(io.ComfyNode):
             inputs=[
                 VAE.Input("vae", tooltip="The VAE that encoded the source."),
                 io.Latent.Input("samples", tooltip="Edited latents, from SANA-Streaming Sampler."),
-                _fps_input(),
-                _crf_input(),
+                fps_input(),
+                crf_input(),
                 io.Audio.Input("audio", optional=True, tooltip="Sound to go along, cut to the length of the video."),
                 State.Input("state", optional=True, tooltip="From the part before this one."),
             ],
@@ -254,7 +250,7 @@ class SanaStreamingDecodeVideo(io.ComfyNode):
             path = comfy_host.temporary_video("sana_streaming")
             height, width = (side * vae.network.config.spatial_factor for side in latents.shape[3:])
             writer = VideoWriter(path, width=width, height=height, frame_rate=rate, crf=crf, audio_from=sound)
-            with _released_if_stopped(state, path), writer:
+            with released_if_stopped(state, path), writer:
                 for pixels in _decoded(vae, samples, state, report):
                     frames = pixels_to_uint8(pixels).cpu()
                     writer.write(frames)
@@ -263,7 +259,7 @@ class SanaStreamingDecodeVideo(io.ComfyNode):
 
 
 @contextmanager
-def _released_if_stopped(state: StreamState, path: Path) -> Iterator[None]:
+def released_if_stopped(state: StreamState, path: Path) -> Iterator[None]:
     """On an error or Stop frees the stream's memory and says where the finished frames are."""
     try:
         yield
@@ -301,108 +297,3 @@ class SanaStreamingDecodeImages(io.ComfyNode):
             report = comfy_host.ProgressReport(len(from_latent(samples)[1].sizes))
             images = [pixels_to_image(pixels).cpu() for pixels in _decoded(vae, samples, state, report)]
         return io.NodeOutput(torch.cat(images))
-
-
-class SanaStreamingEditVideo(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return comfy_host.schema(
-            node_id="SanaStreamingEditVideo",
-            display_name="SANA-Streaming Edit Video",
-            category=comfy_host.CATEGORY,
-            description="The whole stream in one node: reads, edits and writes a video of any length with flat memory, and "
-            "shows each chunk as it is finished. Stop keeps what was written.",
-            search_aliases=["sana", "video to video", "v2v", "edit video", "restyle", "stylize"],
-            inputs=[
-                Model.Input("model", tooltip="From Load SANA-Streaming Model."),
-                VAE.Input("vae", tooltip="From Load SANA-Streaming VAE."),
-                io.Conditioning.Input("positive", tooltip="From SANA-Streaming Prompt."),
-                _video_input(),
-                *_size_inputs(),
-                *sampling_inputs(),
-                *_range_inputs(),
-                _fps_input(),
-                _crf_input(),
-                io.Conditioning.Input("negative", optional=True, tooltip="Needed where cfg_scale is above 1."),
-            ],
-            outputs=[io.Video.Output(display_name="video")],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        model: LoadedModel,
-        vae: LoadedVAE,
-        positive: list[Any],
-        video: Any,
-        width: int,
-        height: int,
-        seed: int,
-        steps: int,
-        num_cached_blocks: int,
-        sink_token: bool,
-        cfg_scale: float,
-        noise: Any,
-        start_frame: int,
-        max_frames: int,
-        fps: float,
-        crf: int,
-        negative: list[Any] | None = None,
-    ) -> io.NodeOutput:
-        options = StreamOptions(
-            steps=steps,
-            cfg_scale=cfg_scale,
-            seed=seed,
-            noise=noise,
-            num_cached_blocks=num_cached_blocks,
-            sink_token=sink_token,
-        )
-        check_size(height, width, vae.network.config.spatial_factor)
-        path = comfy_host.temporary_video("sana_streaming")
-        with open_clip(video, start_frame, max_frames) as clip, comfy_host.explained_memory(MEMORY_KNOBS):
-            job = FileJob(
-                frames=clip.frames,
-                target=path,
-                start=clip.start,
-                frame_rate=Fraction(fps).limit_denominator(1001) if fps else None,
-                crf=crf,
-                audio_from=clip.audio_from,
-            )
-            _edit(model, vae, positive, negative, options, (height, width), job)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
-
-
-def _edit(
-    model: LoadedModel,
-    vae: LoadedVAE,
-    positive: list[Any],
-    negative: list[Any] | None,
-    options: StreamOptions,
-    size: tuple[int, int],
-    job: FileJob,
-) -> None:
-    """Runs the stream over the clip with ComfyUI's progress, preview and Stop."""
-    total = job.frames.num_frames
-    plan = ChunkPlan(total, vae.network.config.temporal_factor)
-    kinds = (model.network.dtype, vae.network.dtype)
-    needed = stream_memory(model.network.config, vae.network.config, plan, size, options, *kinds)
-    comfy_host.load([model.patcher, vae.patcher], needed.total)
-    chunks = plan.total_chunks or 1
-    report = comfy_host.ProgressReport(chunks * (options.passes(carry=True) + 2))
-    prompts = connected_prompts(positive, negative, options.guided)
-    stream = EditStream(
-        model.network,
-        vae.network,
-        FixedPrompts(prompts.positive, prompts.negative),
-        prompt=prompts.text,
-        negative_prompt=prompts.negative_text,
-        height=size[0],
-        width=size[1],
-        total_frames=total,
-        options=options,
-        device=model.device,
-        vae_device=vae.device,
-        on_progress=lambda _: report.step(),
-    )
-    with _released_if_stopped(stream.state, job.target):
-        edit_file(stream, job, lambda chunk, _: report.preview(chunk.frames[-1]))

@@ -24,6 +24,7 @@ NODE_IDS = {
         "DecodeVideo",
         "DecodeImages",
         "EditVideo",
+        "DemoClip",
     )
 }
 # Packages that a user has for other packs or not at all: loading them is slow, or fails.

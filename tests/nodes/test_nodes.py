@@ -183,7 +183,7 @@ def test_progress_and_previews(loaded):
 @pytest.mark.parametrize("units", [0, 1, 3, 5, 7])
 def test_stop(loaded, host, units, monkeypatch):
     """Stop in the middle: ComfyUI's own exception, the finished chunks play, the stream's memory is let go of."""
-    import sana_streaming.nodes.video as module
+    import sana_streaming.nodes.edit_video as module
 
     model, vae, positive, _ = loaded
     made = []
@@ -340,3 +340,12 @@ class TestWrongWiring:
         latent, _ = encode(vae, toys.frames(9, 64, 96))
         with pytest.raises(InputError, match="gives 99 channels, the model takes 64"):
             sample(model, [[torch.zeros(1, 5, 99), {}]], latent)
+
+
+def test_demo_clip(host):
+    (video,) = SanaStreamingDemoClip.execute(96, 64, 30, 5).args
+    info = probe(video.file)
+    assert (info.num_frames, info.width, info.height, info.frame_rate) == (30, 96, 64, Fraction(24))
+    shown = read(video.file).float()
+    assert shown.std() > 20
+    assert (shown[1:] - shown[:-1]).abs().mean() > 0.5
