@@ -2,10 +2,17 @@
 
 import json
 import os
+import re
+import time
 from pathlib import Path
 
+import clips
 import pytest
-from comfy_server import ComfyServer
+import torch
+from comfy_server import ComfyError, ComfyServer, cached_nodes
+from sana_streaming.sana_core.cli import main
+from sana_streaming.sana_core.video.reader import VideoReader, probe
+from sana_streaming.sana_core.weights.toy import make_toy_bundle
 
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("COMFY_DIR"), reason="COMFY_DIR is not set"),
@@ -113,3 +120,149 @@ def test_loading_brings_no_package_of_others(comfy, probes):
     assert {name.split(".")[0] for name in brought} & HEAVY == set()
     assert after["path"] == before["path"]
     assert after["torch"] == before["torch"]
+
+
+WORKFLOWS = Path(__file__).parents[1] / "api_workflows"
+
+
+def workflow(name, **changes):
+    """An API workflow with inputs replaced: ``node__input=value``."""
+    graph = json.loads((WORKFLOWS / f"{name}.json").read_text())
+    for place, value in changes.items():
+        node, key = place.split("__")
+        graph[node.removeprefix("n")]["inputs"][key] = value
+    return graph
+
+
+def read(path):
+    with VideoReader(path) as reader:
+        return torch.stack(list(reader))
+
+
+def saved(comfy, entry):
+    """The one video that a prompt saved."""
+    (path,) = (file for file in comfy.output_files(entry) if file.parent.name == "output")
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(comfy):
+    return comfy.put_input(clips.clip("carphone_pristine.mp4"), "clip.mp4")
+
+
+@pytest.fixture(scope="module")
+def by_cli(tmp_path_factory):
+    """The clip edited by the command line with the workflows' settings."""
+    folder = tmp_path_factory.mktemp("cli")
+    toy = make_toy_bundle(folder / "toy")
+    command = ["edit", str(clips.clip("carphone_pristine.mp4")), str(folder / "out.mkv"), "--model", str(toy)]
+    command += ["--height", "64", "--width", "96", "--prompt", "turn it into a watercolour", "--crf", "0"]
+    threads = torch.get_num_threads()
+    # The server uses the thread count of a fresh process.
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        assert main(command) == 0
+    finally:
+        torch.set_num_threads(threads)
+    return read(folder / "out.mkv")
+
+
+@pytest.mark.parametrize("name", ["edit_video", "stages"])
+def test_frames_equal_the_command_line(comfy, clip, by_cli, name):
+    entry = comfy.run(workflow(name))
+    assert torch.equal(read(saved(comfy, entry)), by_cli)
+
+
+def test_another_seed_uses_the_loaders_again(comfy, clip):
+    comfy.run(workflow("edit_video", n6__seed=10))
+    entry = comfy.run(workflow("edit_video", n6__seed=11))
+    assert {"1", "2", "3", "4", "5"} <= cached_nodes(entry)
+    assert "6" not in cached_nodes(entry)
+
+
+def test_progress_and_a_preview_of_each_chunk(comfy, clip):
+    with comfy.listen() as events:
+        entry = comfy.run(workflow("edit_video", n6__seed=12, n6__max_frames=81))
+        events.wait_for("execution_success")
+    assert probe(saved(comfy, entry)).num_frames == 81
+    assert [preview.node for preview in events.previews] == ["6"] * 3
+    assert all(preview.image.startswith(b"\xff\xd8") for preview in events.previews)
+    counts = [message["value"] for message in events.of("progress", "6")]
+    assert counts == sorted(counts)
+    assert events.of("progress", "6")[-1]["max"] == 21
+
+
+def test_stop_ends_within_a_step_and_the_partial_file_plays(comfy, clip):
+    with comfy.listen() as events:
+        prompt = comfy.queue(workflow("edit_video", n6__seed=13, n6__steps=60, n6__width=256, n6__height=256))
+        while not events.previews:
+            time.sleep(0.01)
+        before = events.of("progress", "6")[-1]["value"]
+        comfy.interrupt()
+        with pytest.raises(ComfyError, match="interrupt"):
+            comfy.wait(prompt)
+        assert events.of("progress", "6")[-1]["value"] - before <= 15, "Stop took more than a moment's steps"
+    (path,) = re.findall(r"finished are in (\S+\.mp4)", comfy.log())
+    assert probe(path).num_frames == 25
+    entry = comfy.run(workflow("edit_video", n6__seed=14))
+    assert probe(saved(comfy, entry)).num_frames == 120
+
+
+def test_two_queue_items_over_the_state_sockets_equal_one(comfy, clip, by_cli):
+    """The second item holds the first one's nodes, whose states come from the cache."""
+    part = {"n6__max_frames": 57, "n6__total_frames": 120, "n9__filename_prefix": "part1"}
+    first = workflow("stages", **part)
+    one = read(saved(comfy, comfy.run(first)))
+    second = workflow("stages", n6__start_frame=57, n6__total_frames=120, n9__filename_prefix="part2")
+    both = dict(first)
+    for node in ("6", "7", "8", "9"):
+        inputs = {
+            key: [f"1{value[0]}", value[1]] if isinstance(value, list) and value[0] in "678" else value
+            for key, value in second[node]["inputs"].items()
+        }
+        both[f"1{node}"] = {"class_type": second[node]["class_type"], "inputs": inputs}
+    # One state goes through all three nodes, and from the end of one part to the beginning of the next.
+    both["16"]["inputs"]["state"] = ["8", 1]
+    entry = comfy.run(both)
+    assert {"6", "7", "8"} <= cached_nodes(entry)
+    (path,) = (file for file in comfy.output_files(entry) if file.name.startswith("part2"))
+    assert torch.equal(torch.cat([one, read(path)]), by_cli)
+
+
+def test_free_returns_the_memory(comfy, clip):
+    large = {"n6__width": 512, "n6__height": 512, "n6__max_frames": 57}
+    # The first run brings in libraries and fills the allocator's own reserves.
+    comfy.run(workflow("edit_video", n6__seed=20, **large))
+    comfy.free()
+    time.sleep(2)
+    before = comfy.memory()
+    comfy.reset_peak_memory()
+    comfy.run(workflow("edit_video", n6__seed=21, **large))
+    used = comfy.peak_memory() - before
+    comfy.free()
+    time.sleep(2)
+    left = comfy.memory() - before
+    assert used > 100_000_000
+    assert left < 0.1 * used
+    assert cached_nodes(comfy.run(workflow("edit_video", n6__seed=21))) == set()
+
+
+def test_wrong_wiring_is_said_before_the_run(comfy, clip):
+    with pytest.raises(ComfyError, match="gone.pth.*models/diffusion_models"):
+        comfy.queue(workflow("edit_video", n1__file="gone.pth"))
+    with pytest.raises(ComfyError, match="(?s)received_type|mismatch"):
+        comfy.queue(workflow("edit_video", n6__vae=["1", 0]))
+    with pytest.raises(ComfyError, match="the prompt is empty"):
+        comfy.run(workflow("edit_video", n4__prompt=" "))
+    with pytest.raises(ComfyError, match="width 100 is not a multiple of 32; use width 96"):
+        comfy.run(workflow("edit_video", n6__width=100))
+    with pytest.raises(ComfyError, match="start_frame 500 is not in the 120 frames"):
+        comfy.run(workflow("edit_video", n6__start_frame=500))
+
+
+def test_the_template_runs_on_a_fresh_install(comfy):
+    entry = comfy.run(workflow("edit_a_video"))
+    (path,) = (file for file in comfy.output_files(entry) if "sana_streaming" in file.name)
+    assert probe(path).num_frames == 97
+    offered = comfy.get("/workflow_templates")
+    assert offered["sana-streaming"] == ["edit_a_video"]
