@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from common import looped_clip, sample_clip, write_result
 from sana_streaming.sana_core.config import DIT_PRESETS, VAEConfig
-from sana_streaming.sana_core.edit_file import FileJob, edit_file
+from sana_streaming.sana_core.edit_file import FileEdit, FileJob
 from sana_streaming.sana_core.streaming.edit_stream import EditStream
 from sana_streaming.sana_core.streaming.options import StreamOptions
 from sana_streaming.sana_core.video.reader import VideoReader
@@ -46,9 +46,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         clip = looped_clip(Path(name) / "clip.mp4", sample_clip("bigbuckbunny.mp4"), options.frames)
         job = FileJob(VideoReader(clip), Path(name) / "out.mp4")
-        report = edit_file(
-            stream, job, lambda chunk, report: print(f"chunk {chunk.index}: {report.wall_seconds:.1f} s")
-        )
+        edit = FileEdit(stream, job, lambda chunk, report: print(f"chunk {chunk.index}: {report.wall_seconds:.1f} s"))
+        report = edit.run()
     result = {
         "size": [options.height, options.width],
         "dtype": options.dtype,

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 from common import looped_clip, sample_clip, write_result
-from sana_streaming.sana_core.edit_file import FileJob, edit_file
+from sana_streaming.sana_core.edit_file import FileEdit, FileJob
 from sana_streaming.sana_core.models.text_encoder import GemmaTextEncoder
 from sana_streaming.sana_core.streaming.edit_stream import EditStream
 from sana_streaming.sana_core.video.reader import VideoReader
@@ -77,7 +77,7 @@ def measure(folder: Path, chunks: int, height: int, width: int) -> dict:
             held = 0 if waiting is None else waiting.numel() * waiting.element_size()
             state_bytes[str(chunk.index)] = stream.state.nbytes - held
 
-    report = edit_file(stream, FileJob(frames, folder / "out.mp4"), on_chunk)
+    report = FileEdit(stream, FileJob(frames, folder / "out.mp4"), on_chunk).run()
     slope = float(np.polyfit(np.arange(FIRST, LAST + 1), resident[FIRST : LAST + 1], 1)[0])
     return {
         "size": [height, width],

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import InputImpl, io
 
-from ..sana_core.edit_file import FileJob, edit_file
+from ..sana_core.edit_file import FileEdit, FileJob
 from ..sana_core.streaming.chunks import ChunkPlan
 from ..sana_core.streaming.edit_stream import EditStream, FixedPrompts, check_size
 from ..sana_core.streaming.memory import stream_memory
@@ -126,7 +126,7 @@ def _edit(
         on_progress=lambda _: report.step(),
     )
     with released_if_stopped(stream.state, job.target):
-        edit_file(stream, job, lambda chunk, _: report.preview(chunk.frames[-1]))
+        FileEdit(stream, job, lambda chunk, _: report.preview(chunk.frames[-1])).run()
 
 
 class SanaStreamingDemoClip(io.ComfyNode):

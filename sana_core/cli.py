@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from .config import DIT_PRESETS
 from .errors import InputError
 
+MEMORY_KNOBS = "make --height and --width smaller, or use --dtype bfloat16"
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
 
 
@@ -29,6 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_STOPPED
+    except BrokenPipeError:
+        # The reader of our output went away; Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_FAILED
+    except MemoryError as error:
+        print(f"failed: out of memory ({error}); {MEMORY_KNOBS}", file=sys.stderr)
+        return EXIT_FAILED
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        print(f"failed: {str(error).splitlines()[0]}; {MEMORY_KNOBS}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,10 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_edit(parser: argparse.ArgumentParser) -> None:
+def _edit(options: argparse.Namespace) -> int:
     from .commands.edit import run
 
-    parser.set_defaults(run=run)
+    return run(options)
+
+
+def _add_edit(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_edit)
     parser.add_argument("input", type=Path, metavar="IN", help="video file to edit")
     parser.add_argument("output", type=Path, metavar="OUT", help="video file to write (.mp4, .mkv, .mov, .m4v)")
     parser.add_argument("--prompt", help="what to do to the video (with --resume: the prompt of the saved stream)")

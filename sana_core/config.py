@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from .errors import CheckpointError
 
@@ -17,10 +17,12 @@ Variant = Literal["streaming", "bidirectional"]
 
 def softmax_layer_indices(depth: int, ratio: float) -> tuple[int, ...]:
     """Indices of the softmax blocks when the share ``ratio`` of ``depth`` blocks is softmax (``docs/model.md``)."""
-    if ratio == 0:
-        return ()
-    count = max(1, math.floor(depth * ratio))
-    step = depth / count
+    return spread_layers(depth, max(1, math.floor(depth * ratio)) if ratio else 0)
+
+
+def spread_layers(depth: int, count: int) -> tuple[int, ...]:
+    """Indices of ``count`` blocks spread evenly over ``depth``, by the release's rule; none for 0."""
+    step = depth / max(1, count)
     return tuple(math.floor((j + 1) * step) - 1 for j in range(count))
 
 
@@ -29,7 +31,7 @@ class DiTConfig:
     """Sizes of the hybrid diffusion transformer. Defaults are those of the released 2B networks.
 
     ``variant`` says what the weights were trained for, and with it how the release stores the q and k weights of softmax
-    blocks; the arithmetic of one call is the same.
+    blocks; the arithmetic of one call is the same. Sizes that make no network raise CheckpointError.
     """
 
     variant: Variant = "streaming"
@@ -46,12 +48,20 @@ class DiTConfig:
     pos_embed_size: int = 22
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads or self.head_dim % 2:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be num_heads {self.num_heads} times an even head dimension"
-            )
-        if any(not 0 <= i < self.depth for i in self.softmax_layers):
-            raise ValueError(f"softmax_layers {self.softmax_layers} must lie in 0..{self.depth - 1}")
+        self._require("variant", self.variant in get_args(Variant), f"one of {', '.join(get_args(Variant))}")
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, int):
+                self._require(field.name, getattr(self, field.name) > 0, "positive")
+        fits = self.hidden_size % (2 * self.num_heads) == 0
+        self._require("num_heads", fits, f"such that hidden_size {self.hidden_size} is heads of an even width")
+        fits = math.isfinite(self.hidden_size * self.mlp_ratio) and self.mlp_width > 0
+        self._require("mlp_ratio", fits, f"such that hidden_size {self.hidden_size} times it is 1 or more channels")
+        fits = set(self.softmax_layers) <= set(range(self.depth))
+        self._require("softmax_layers", fits, f"made of numbers from 0 to {self.depth - 1}, the last of the blocks")
+
+    def _require(self, key: str, accepted: bool, need: str) -> None:
+        if not accepted:
+            raise CheckpointError(f"DiT config has {key} = {getattr(self, key)!r}; it must be {need}")
 
     @property
     def head_dim(self) -> int:
@@ -60,7 +70,8 @@ class DiTConfig:
     @property
     def mlp_width(self) -> int:
         """Channels after the gate of the MixFFN; its first layer makes twice as many."""
-        return int(self.hidden_size * self.mlp_ratio)
+        # The ratio may be a rounded quotient of two widths.
+        return round(self.hidden_size * self.mlp_ratio)
 
     def is_softmax(self, block: int) -> bool:
         return block in self.softmax_layers
@@ -70,13 +81,11 @@ class DiTConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DiTConfig:
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise CheckpointError(f"DiT config has unknown keys {unknown}; known are {sorted(known)}")
-        fields = dict(values)
-        if "softmax_layers" in fields:
-            fields["softmax_layers"] = tuple(fields["softmax_layers"])
-        return cls(**fields)
+        """The config of a ``config.json``; raises CheckpointError that names key and value for anything else."""
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(defaults)):
+            raise CheckpointError(f"DiT config has unknown keys {unknown}; known are {sorted(defaults)}")
+        return cls(**{key: _typed("DiT", key, value, defaults[key]) for key, value in values.items()})
 
 
 # What a sampler of the VAE multiplies or divides (frames, rows, columns) by, by its name in the config.
@@ -254,7 +263,7 @@ class VAEConfig:
         # An option of a later format may be passed over only where it is switched off.
         if unknown := {key: value for key, value in settings.items() if key not in fields and value}:
             raise CheckpointError(f"VAE config has unknown settings {unknown}; known are {', '.join(fields)}")
-        known = {key: _typed(key, value, fields[key]) for key, value in settings.items() if key in fields}
+        known = {key: _typed("VAE", key, value, fields[key]) for key, value in settings.items() if key in fields}
         blocks = len(known.get("decoder_block_out_channels", cls.decoder_block_out_channels))
         return cls(**known, decoder_upsample_type=upsample or ("spatiotemporal",) * blocks)
 
@@ -263,8 +272,8 @@ class VAEConfig:
         """Takes both spellings out of ``settings`` and gives the one in the order of the other decoder lists."""
         ours, diffusers = settings.pop("decoder_upsample_type", None), settings.pop("upsample_type", None)
         default = VAEConfig.decoder_upsample_type
-        ours = None if ours is None else _typed("decoder_upsample_type", ours, default)
-        diffusers = None if diffusers is None else _typed("upsample_type", diffusers, default)[::-1]
+        ours = None if ours is None else _typed("VAE", "decoder_upsample_type", ours, default)
+        diffusers = None if diffusers is None else _typed("VAE", "upsample_type", diffusers, default)[::-1]
         if ours and diffusers and ours != diffusers:
             raise CheckpointError(
                 f"VAE config has decoder_upsample_type = {ours} but upsample_type = {diffusers[::-1]}; remove one"
@@ -272,16 +281,16 @@ class VAEConfig:
         return ours or diffusers
 
 
-def _typed(key: str, value: Any, like: Any) -> Any:
+def _typed(network: str, key: str, value: Any, like: Any) -> Any:
     """``value`` from JSON as the type of ``like``: a scalar or a tuple of scalars."""
     if isinstance(like, tuple):
         if isinstance(value, list | tuple):
-            return tuple(_typed(key, item, like[0]) for item in value)
-        raise CheckpointError(f"VAE config has {key} = {value!r}; it must be a list")
+            return tuple(_typed(network, key, item, like[0]) for item in value)
+        raise CheckpointError(f"{network} config has {key} = {value!r}; it must be a list")
     if isinstance(like, float) and type(value) is int:
         return float(value)
     if type(value) is not type(like):
-        raise CheckpointError(f"VAE config has {key} = {value!r}; it must be of type {type(like).__name__}")
+        raise CheckpointError(f"{network} config has {key} = {value!r}; it must be of type {type(like).__name__}")
     return value
 
 

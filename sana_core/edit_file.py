@@ -6,6 +6,7 @@ Knows files, the stream and a report. Knows no command line.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -72,43 +73,58 @@ class FileReport:
 OnChunk = Callable[[EditedChunk, FileReport], None]
 
 
-def edit_file(stream: EditStream, job: FileJob, on_chunk: OnChunk | None = None) -> FileReport:
-    """Runs the stream over the file. Ctrl-C ends it at the last whole chunk; what was written stays and plays.
+class FileEdit:
+    """Runs a stream over a file.
 
-    ``on_chunk`` is called after a chunk is written, with the report so far.
+    ``on_chunk`` is called after a chunk is written, with the report so far. After :meth:`run` ends, whichever way, the
+    file holds every chunk that the stream's state counts as given out, and ``report`` says what was done.
     """
-    return _FileEdit(stream, job, on_chunk).run()
 
-
-class _FileEdit:
-    def __init__(self, stream: EditStream, job: FileJob, on_chunk: OnChunk | None) -> None:
+    def __init__(self, stream: EditStream, job: FileJob, on_chunk: OnChunk | None = None) -> None:
         self.stream, self.job, self.on_chunk = stream, job, on_chunk
         self.report = FileReport()
-        self.memory = PeakMemory(stream.device)
         self.rate = job.frame_rate or job.frames.frame_rate
         # Number in the source of the stream's frame 0: a stream that goes on has seen frames before ``job.start``.
         self.origin = job.start - stream.state.frames_in
-        self.sheet = [FrameSampler(job.frames.num_frames, SHEET_COLUMNS) for _ in range(2)] if job.sheet else []
+        total = job.frames.num_frames
+        self.sheet = [FrameSampler(total, SHEET_COLUMNS) for _ in range(2)] if job.sheet and total else []
         self.began = time.perf_counter()
 
     def run(self) -> FileReport:
-        job, report, stream = self.job, self.report, self.stream
-        with contextlib.closing(self._timed_blocks()) as blocks, self._writer() as writer:
-            try:
+        """Reads, edits and writes. KeyboardInterrupt ends it at the last whole chunk, with ``report.stopped`` set."""
+        try:
+            with contextlib.closing(self._timed_blocks()) as blocks, self._writer() as writer:
                 for block in blocks:
-                    for chunk in stream.push(block):
+                    for chunk in self.stream.push(block):
                         self._write(writer, chunk)
-                for chunk in stream.flush() if job.finish else ():
+                for chunk in self.stream.flush() if self.job.finish else self.stream.drain():
                     self._write(writer, chunk)
-            except KeyboardInterrupt:
-                report.stopped = True
+        except KeyboardInterrupt:
+            self.report.stopped = True
+        finally:
+            self._finish_report()
+        return self.report
+
+    def draw_sheet(self) -> bool:
+        """Draws the contact sheet of the frames that were both read and written; False where there are none."""
+        if not self.sheet:
+            return False
+        source, edited = self.sheet
+        shown = [i for i in source.indices if i in edited.indices]
+        if not shown:
+            return False
+        times = [float((self.job.start + i) / self.job.frames.frame_rate) for i in shown]
+        before, after = (torch.stack([row.frames[row.indices.index(i)] for i in shown]) for row in (source, edited))
+        assert self.job.sheet is not None
+        contact_sheet(before, after, self.job.sheet, prompt=self.stream.state.prompt, times=times)
+        return True
+
+    def _finish_report(self) -> None:
+        report = self.report
         report.wall_seconds = time.perf_counter() - self.began
-        report.seconds |= stream.seconds
-        report.state_bytes = stream.state.nbytes
-        self.memory.update()
-        report.peak_memory = self.memory.peak
-        self._draw_sheet()
-        return report
+        report.seconds |= self.stream.seconds
+        report.state_bytes = self.stream.state.nbytes
+        report.peak_memory = peak_memory(self.stream.device)
 
     def _writer(self) -> VideoWriter:
         job, settings = self.job, self.stream.state.settings
@@ -148,8 +164,7 @@ class _FileEdit:
         report.wall_seconds = time.perf_counter() - self.began
         if report.first_chunk_seconds is None:
             report.first_chunk_seconds = report.wall_seconds
-        self.memory.update()
-        report.peak_memory = self.memory.peak
+        report.peak_memory = peak_memory(self.stream.device)
         if self.on_chunk is not None:
             self.on_chunk(chunk, report)
 
@@ -161,31 +176,22 @@ class _FileEdit:
             for index, frame in enumerate(frames, first):
                 self.sheet[row].offer(index, frame)
 
-    def _draw_sheet(self) -> None:
-        """Shows the frames that were both read and written."""
-        if not self.sheet or not self.report.frames_written:
-            return
-        source, edited = self.sheet
-        shown = [i for i in source.indices if i in edited.indices]
-        assert self.job.sheet is not None
-        times = [float((self.job.start + i) / self.job.frames.frame_rate) for i in shown]
-        before, after = (torch.stack([row.frames[row.indices.index(i)] for i in shown]) for row in (source, edited))
-        contact_sheet(before, after, self.job.sheet, prompt=self.stream.state.prompt, times=times)
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Most resident bytes of the process so far, and most bytes allocated on the GPU."""
+    peak = {"resident": _peak_resident()}
+    if device.type == "cuda":
+        peak["gpu"] = torch.cuda.max_memory_allocated(device)
+    return peak
 
 
-class PeakMemory:
-    """Largest resident memory of the process and largest allocation on the GPU, in bytes, as far as it was looked at."""
-
-    def __init__(self, device: torch.device) -> None:
+def _peak_resident() -> int:
+    try:
+        import resource
+    except ImportError:
         import psutil
 
-        self.device = device
-        self.peak: dict[str, int] = {}
-        self._process = psutil.Process()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-
-    def update(self) -> None:
-        self.peak["resident"] = max(self.peak.get("resident", 0), self._process.memory_info().rss)
-        if self.device.type == "cuda":
-            self.peak["gpu"] = torch.cuda.max_memory_allocated(self.device)
+        return psutil.Process().memory_info().peak_wset
+    # Kilobytes, but bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -15,7 +15,7 @@ from ..models.causal_vae import CausalVAE
 from ..models.dit import PromptContext, SanaStreamingDiT
 from ..models.prompt import PromptEmbedding
 from ..video.geometry import pixels_to_image, pixels_to_uint8
-from .frame_stream import FrameStream, OnProgress, Progress, check_size
+from .frame_stream import Commit, FrameStream, OnProgress, Progress, check_size
 from .noise import ChunkNoise
 from .options import StreamOptions
 from .sampler import check_latent_channels, check_streaming, prompt_context, sample_chunk
@@ -131,8 +131,14 @@ class EditStream(FrameStream[EditedChunk]):
         Raises InputError when the state belongs to other weights or another dtype.
         """
         check_networks(model, vae)
+        if state.finished:
+            raise InputError("the stream has reached its end; start a new one")
         options = state.settings.options or StreamOptions()
         state.adopt(state.settings.with_vae(vae).with_model(model, options))
+        if state.dit is not None:
+            factor = vae.config.spatial_factor
+            grid = (state.settings.height // factor, state.settings.width // factor)
+            state.dit.check(model, grid, rows=2 if options.guided else 1)
         stream = cls.__new__(cls)
         stream._start(model, vae, text, state, device, vae_device, on_progress)
         return stream
@@ -187,7 +193,7 @@ class EditStream(FrameStream[EditedChunk]):
         old = self.state
         self.state = StreamState(old.settings, prompt=old.prompt, negative_prompt=old.negative_prompt)
 
-    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> EditedChunk:
+    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> tuple[EditedChunk, Commit]:
         state, options = self.state, self.state.settings.options
         assert options is not None
         assert self._context is not None
@@ -211,12 +217,16 @@ class EditStream(FrameStream[EditedChunk]):
         with self._timed("decode"):
             edited, decoder = self.vae.decode(latents.to(self.vae_device), state.decoder)
 
-        result = EditedChunk(chunk, state.frames_out, edited[0].movedim(1, 0)[:num_frames])
-        state.encoder, state.decoder = encoder, decoder
-        state.frames_out += num_frames
         if written is not None:
-            memory.write(written, source.shape[2])
-        return result
+            memory.allocate(written)
+
+        def commit() -> None:
+            if written is not None:
+                memory.write(written, source.shape[2])
+            state.encoder, state.decoder = encoder, decoder
+            state.frames_out += num_frames
+
+        return EditedChunk(chunk, state.frames_out, edited[0].movedim(1, 0)[:num_frames]), commit
 
     def _embed_prompt(self) -> None:
         """Encodes the prompts in force and forms the keys and values that every chunk reads."""

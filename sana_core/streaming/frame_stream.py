@@ -37,6 +37,7 @@ class Progress(NamedTuple):
 
 
 OnProgress = Callable[[Progress], None]
+Commit = Callable[[], None]
 
 
 class FrameStream(ABC, Generic[Result]):
@@ -44,7 +45,8 @@ class FrameStream(ABC, Generic[Result]):
 
     Frames wait until they fill a chunk, so how they are cut into pushes does not change a single bit of the result. The
     state is always at a chunk border: whatever stops a chunk half way (an error, Ctrl-C, ``on_progress`` raising) leaves
-    the stream as it was before that chunk, with its frames still waiting.
+    the stream as it was before that chunk, with its frames still waiting. A chunk counts as given out when the next one is
+    asked for, or the iterator ends: if the caller fails on a result (a full disk, say), the state still holds its frames.
 
     ``seconds`` adds up the time spent per stage.
     """
@@ -61,10 +63,10 @@ class FrameStream(ABC, Generic[Result]):
         state.move_vae(self.vae_device)
 
     @abstractmethod
-    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> Result:
-        """The result for a chunk of padded frames [1, 3, F, H, W], of which ``num_frames`` are real.
+    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> tuple[Result, Commit]:
+        """The result for a chunk of padded frames [1, 3, F, H, W], of which ``num_frames`` are real, and its commit.
 
-        Must change the state only when nothing can fail any more.
+        Leaves the state alone; the commit moves the subclass's part of it on, and must not need new memory.
         """
 
     def push(self, frames: torch.Tensor) -> Iterator[Result]:
@@ -83,41 +85,43 @@ class FrameStream(ABC, Generic[Result]):
             )
         with self._timed("geometry"), torch.no_grad():
             pixels = resize_and_crop(frames.to(self.vae_device), settings.height, settings.width).to(self.vae.dtype)
-            state.waiting = pixels if state.waiting is None else torch.cat([state.waiting, pixels])
-        state.frames_in += len(frames)
-        return self._full_chunks()
+            waiting = pixels if state.waiting is None else torch.cat([state.waiting, pixels])
+        state.waiting, state.frames_in = waiting, state.frames_in + len(frames)
+        return self.drain()
 
     def flush(self) -> Iterator[Result]:
         """Ends the stream: the frames still waiting become one last chunk, padded with the last frame and trimmed."""
-        yield from self._full_chunks()
+        yield from self.drain()
         if self.state.num_waiting and not self.state.finished:
-            yield self._take(self.state.num_waiting, last=True)
+            yield from self._take(self.state.num_waiting, last=True)
         self.state.finished = True
 
-    def _full_chunks(self) -> Iterator[Result]:
+    def drain(self) -> Iterator[Result]:
+        """Gives out the chunks that are full already."""
         while not self.state.finished:
             chunk = self._next_chunk
             needed = self.plan.pixel_frames(chunk)
             if self.state.num_waiting < needed:
                 return
-            yield self._take(needed, last=self.plan.is_last(chunk))
+            yield from self._take(needed, last=self.plan.is_last(chunk))
 
     @property
     def _next_chunk(self) -> int:
         return self.plan.chunk_at(self.state.frames_in - self.state.num_waiting)
 
     @torch.no_grad()
-    def _take(self, num_frames: int, last: bool) -> Result:
-        """Makes a chunk of the first ``num_frames`` waiting frames and then lets go of them."""
+    def _take(self, num_frames: int, last: bool) -> Iterator[Result]:
+        """Makes a chunk of the first ``num_frames`` waiting frames, hands it over, and then lets go of them."""
         state, chunk = self.state, self._next_chunk
         assert state.waiting is not None
         padding = self.plan.padded_frames(chunk, num_frames) - num_frames
         pixels = state.waiting[:num_frames]
         video = torch.cat([pixels, pixels[-1:].expand(padding, -1, -1, -1)]).movedim(0, 1)[None]
-        result = self._process(video, chunk, num_frames, last)
-        state.waiting = state.waiting[num_frames:].clone()
-        state.finished = last
-        return result
+        result, commit = self._process(video, chunk, num_frames, last)
+        left = state.waiting[num_frames:].clone()
+        yield result
+        commit()
+        state.waiting, state.finished = left, last
 
     def _announce(self, chunk: int, stage: Literal["encode", "denoise", "decode"], number: int, total: int) -> None:
         if self.on_progress is not None:
@@ -149,11 +153,15 @@ class EncodeStream(FrameStream[torch.Tensor]):
         check_size(state.settings.height, state.settings.width, vae.config.spatial_factor)
         super().__init__(vae, state, device, on_progress)
 
-    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> torch.Tensor:
+    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> tuple[torch.Tensor, Commit]:
         self._announce(chunk, "encode", 0, 1)
         with self._timed("encode"):
-            latents, self.state.encoder = self.vae.encode(video, self.state.encoder)
-        return latents
+            latents, encoder = self.vae.encode(video, self.state.encoder)
+
+        def commit() -> None:
+            self.state.encoder = encoder
+
+        return latents, commit
 
 
 def check_size(height: int, width: int, multiple: int = 32) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,6 +48,11 @@ class StreamOptions:
     reuse_last_step: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("steps", "seed", "num_cached_blocks"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"{name} {getattr(self, name)!r} is not a whole number; use one")
+        if not 0 <= self.cfg_scale < math.inf:
+            raise InputError(f"cfg_scale {self.cfg_scale} is out of range; use 1 for no guidance, or more")
         if self.steps < 1:
             raise InputError(f"steps {self.steps} is too few; use 4 (default), 2, or another count from 1 on")
         if not 0 <= self.seed <= MAX_SEED:
@@ -71,6 +77,11 @@ class StreamOptions:
         if total_latents is None or total_latents > MAX_CLIP_NOISE_LATENTS:
             return "chunk"
         return self.noise
+
+    def first_difference(self, other: StreamOptions) -> tuple[str, Any, Any]:
+        """(name, own value, other value) of the first option in which the two differ."""
+        pairs = zip(self.to_dict().items(), other.to_dict().items(), strict=True)
+        return next((name, mine, theirs) for (name, mine), (_, theirs) in pairs if mine != theirs)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -43,7 +43,7 @@ class DiTState:
         self.num_frames = 0
         # (chunk, latent frames) of what the key and value buffers hold, in order.
         self.segments: list[tuple[int, int]] = []
-        self._blocks: list[BlockState] = []
+        self._buffers: list[BlockState] = []
 
     @classmethod
     def for_plan(cls, plan: ChunkPlan, options: StreamOptions) -> DiTState:
@@ -53,19 +53,18 @@ class DiTState:
 
     def read(self) -> list[BlockState] | None:
         """What each block reads before the next chunk; None at the start of a stream. Views: do not write to them."""
-        if not self._blocks:
+        if not self.num_chunks:
             return None
         used = sum(frames for _, frames in self.segments)
-        return [BlockState(_view(block.memory, used * block.frame.shape[2]), block.frame) for block in self._blocks]
+        return [BlockState(_view(block.memory, used * block.frame.shape[2]), block.frame) for block in self._buffers]
 
     @torch.no_grad()
     def write(self, written: Sequence[BlockState], num_frames: int) -> None:
         """Takes in what the network returned for the next chunk of ``num_frames`` latent frames."""
-        if not self._blocks:
-            self._blocks = [self._allocate(block) for block in written]
+        self.allocate(written)
         kept = kept_chunks(self.num_chunks + 1, self.num_cached_blocks, self.sink_token)
         moves, used = self._plan_moves(kept)
-        for block, new in zip(self._blocks, written, strict=True):
+        for block, new in zip(self._buffers, written, strict=True):
             block.frame.copy_(new.frame)
             for buffer, value in zip(block.memory, new.memory, strict=True):
                 if not _is_softmax(new):
@@ -94,6 +93,11 @@ class DiTState:
             source += frames
         return moves, target
 
+    def allocate(self, written: Sequence[BlockState]) -> None:
+        """Makes the buffers, once, for what the network returned; ``write`` needs no other memory to speak of."""
+        if not self._buffers:
+            self._buffers = [self._allocate(block) for block in written]
+
     def _allocate(self, block: BlockState) -> BlockState:
         if _is_softmax(block):
             tokens = self.capacity_frames * block.frame.shape[2]
@@ -105,13 +109,34 @@ class DiTState:
 
     def to(self, device: torch.device | str) -> None:
         """Moves the buffers."""
-        self._blocks = [
-            BlockState((b.memory[0].to(device), b.memory[1].to(device)), b.frame.to(device)) for b in self._blocks
+        self._buffers = [
+            BlockState((b.memory[0].to(device), b.memory[1].to(device)), b.frame.to(device)) for b in self._buffers
         ]
+
+    def check(self, model: SanaStreamingDiT, grid: tuple[int, int], rows: int) -> None:
+        """InputError unless the buffers are those of this network for latents of ``grid`` and a batch of ``rows``."""
+        config, tokens = model.config, grid[0] * grid[1]
+        cached = (rows, config.num_heads, self.capacity_frames * tokens, config.head_dim)
+        kv = (rows, config.num_heads, config.head_dim, config.head_dim)
+        expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for index in range(config.depth if self.num_chunks else 0):
+            if config.is_softmax(index):
+                memory = {"key": (cached, model.dtype), "value": (cached, model.dtype)}
+            else:
+                memory = {"kv": (kv, torch.float32), "z": (kv[:-1], torch.float32)}
+            memory["frame"] = ((rows, 1, tokens, config.hidden_size), model.dtype)
+            expected |= {f"blocks.{index}.{name}": value for name, value in memory.items()}
+        got = {name: (tuple(value.shape), value.dtype) for name, value in self.tensors()}
+        for name in sorted(expected.keys() | got.keys()):
+            if expected.get(name) != got.get(name):
+                raise InputError(
+                    f"the stream state is damaged or of another network: {name} is {got.get(name, 'missing')}, "
+                    f"expected {expected.get(name, 'nothing')}; start the stream anew"
+                )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Buffers under stable names."""
-        for index, block in enumerate(self._blocks):
+        for index, block in enumerate(self._buffers):
             names = ("key", "value") if _is_softmax(block) else ("kv", "z")
             for name, value in zip((*names, "frame"), (*block.memory, block.frame), strict=True):
                 yield f"blocks.{index}.{name}", value
@@ -138,7 +163,7 @@ class DiTState:
         for index in range(depth):
             names = ("key", "value") if f"blocks.{index}.key" in tensors else ("kv", "z")
             first, second, frame = (tensors[f"blocks.{index}.{name}"] for name in (*names, "frame"))
-            state._blocks.append(BlockState((first, second), frame))
+            state._buffers.append(BlockState((first, second), frame))
         return state
 
 
@@ -199,6 +224,7 @@ class StreamState:
         prompt, negative_prompt: texts in force.
         prompt_changes: how often the prompt has changed since the start.
         finished: the end was reached; nothing more can be pushed.
+        source: what the frames come from, for whoever feeds the stream; the stream itself does not read it.
     """
 
     settings: StreamSettings
@@ -212,6 +238,7 @@ class StreamState:
     negative_prompt: str = ""
     prompt_changes: int = 0
     finished: bool = False
+    source: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_waiting(self) -> int:
@@ -228,7 +255,7 @@ class StreamState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors; the same after every chunk but the first."""
+        """Bytes of all tensors. After the first chunk only the frames that wait make a difference."""
         return sum(value.numel() * value.element_size() for value in self.tensors().values())
 
     def to(self, device: torch.device | str) -> StreamState:
@@ -278,13 +305,24 @@ class StreamState:
         """Reads what :meth:`save` wrote. InputError when the file is missing, damaged, or something else."""
         from ..weights.checkpoint import read_safetensors
 
+        if not Path(path).is_file():
+            raise InputError(f"{path} is not there or not a file; give a stream state written by --save-state")
         tensors, metadata = read_safetensors(path)
         if FORMAT not in metadata:
             raise InputError(f"{path} is not a saved stream state; give a file written by --save-state")
-        counters = json.loads(metadata[FORMAT])
-        if counters["version"] != FORMAT_VERSION:
+        try:
+            return cls._from_parts(json.loads(metadata[FORMAT]), tensors)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is a damaged stream state ({error!r}); start the stream anew") from error
+
+    @classmethod
+    def _from_parts(cls, counters: dict[str, Any], tensors: dict[str, torch.Tensor]) -> StreamState:
+        version = counters.get("version")
+        if version != FORMAT_VERSION:
             raise InputError(
-                f"{path} is a stream state of format {counters['version']}, this version reads {FORMAT_VERSION}; "
+                f"the stream state is of format {version}, this version reads {FORMAT_VERSION}; "
                 "update the package, or start the stream anew"
             )
         return cls(
@@ -301,11 +339,13 @@ class StreamState:
         for name, what, remedy in _DIFFERENCES:
             mine, wanted = getattr(self.settings, name), getattr(settings, name)
             if mine != wanted and mine not in ("", None):
+                if isinstance(mine, StreamOptions):
+                    what, mine, wanted = mine.first_difference(wanted)
                 raise InputError(f"the stream state was made with {what} {mine}, not {wanted}; {remedy}")
         self.settings = settings
 
 
-_COUNTERS = ("frames_in", "frames_out", "prompt", "negative_prompt", "prompt_changes", "finished")
+_COUNTERS = ("frames_in", "frames_out", "prompt", "negative_prompt", "prompt_changes", "finished", "source")
 _DIFFERENCES = (
     ("model", "the transformer of fingerprint", "load the model that the stream was started with"),
     ("vae", "the VAE of fingerprint", "load the VAE that the stream was started with"),
@@ -314,7 +354,7 @@ _DIFFERENCES = (
     ("model_dtype", "a transformer in", "use the dtype that the stream was started with"),
     ("vae_dtype", "a VAE in", "use the dtype that the stream was started with"),
     ("total_frames", "a clip length of", "give the length that the stream was started with"),
-    ("options", "the options", "leave the options to the saved state"),
+    ("options", "options", "leave it to the saved state"),
 )
 
 

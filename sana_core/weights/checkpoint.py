@@ -18,6 +18,7 @@ from ..errors import CheckpointError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 INDEX_SUFFIX = ".safetensors.index.json"
+STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -57,12 +58,16 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[st
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     _require_file(index)
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index} has no weight_map; it is not the index of a sharded safetensors file")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; give the index of a sharded safetensors file")
+    for key, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index} names the shard {shard!r} for {key}; shards must be .safetensors files beside the index: "
+                "copy the index again"
+            )
     tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{index} names the shard {shard!r}; shards must lie beside the index")
         tensors |= read_safetensors(index.with_name(shard))[0]
     return tensors
 
@@ -135,6 +140,34 @@ def check_keys(
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit the network it should be. " + " | ".join(problems))
+
+
+def check_dtypes(state: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Raises one CheckpointError that names the tensors stored as integers, in float8 or in float64."""
+    odd = [f"{key} {value.dtype}" for key, value in state.items() if value.dtype not in STORED_DTYPES]
+    if odd:
+        raise CheckpointError(
+            f"{source} stores {len(odd)} tensors as other than float32, float16 or bfloat16: "
+            f"{'; '.join(odd[:10])}{'; ...' if len(odd) > 10 else ''}; use a file that is not quantized"
+        )
+
+
+def config_inside(metadata: Mapping[str, str], source: str | Path) -> dict[str, Any] | None:
+    """The JSON object under the metadata key ``config``, None without that key. CheckpointError for anything else."""
+    if "config" not in metadata:
+        return None
+    try:
+        config = json.loads(metadata["config"])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{source} has metadata 'config' that is not JSON ({error}); copy or download it again"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"{source} has metadata 'config' that is {type(config).__name__}, not a JSON object; "
+            "copy or download it again"
+        )
+    return config
 
 
 def shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

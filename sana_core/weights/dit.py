@@ -16,11 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import DIT_PRESETS, DiTConfig, read_json
+from ..config import DIT_PRESETS, DiTConfig, read_json, spread_layers
 from ..errors import CheckpointError
 from ..models.attention import AttentionLayout
 from ..models.dit import SanaStreamingDiT
-from .checkpoint import check_keys, fingerprint, read_checkpoint, shapes
+from .checkpoint import (
+    INDEX_SUFFIX,
+    TORCH_SUFFIXES,
+    check_dtypes,
+    check_keys,
+    config_inside,
+    fingerprint,
+    read_checkpoint,
+    shapes,
+)
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -28,6 +37,15 @@ CONFIG_NAME = "config.json"
 DEAD_KEYS = frozenset({"pos_embed", "y_embedder.y_embedding"})
 # Rows of the fused projection, in this order.
 FUSED_PARTS = ("q", "k", "v", "output_gate")
+# Keys that every file has and buffers that it may have, whose shapes give sizes, with their number of dimensions.
+_SIZED = {
+    "x_embedder.proj.weight": 5,
+    "final_layer.linear.weight": 2,
+    "y_embedder.y_proj.fc1.weight": 2,
+    "blocks.0.mlp.inverted_conv.conv.weight": 4,
+}
+_SIZED_BUFFERS = {"pos_embed": 3, "y_embedder.y_embedding": 2}
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def official_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
@@ -124,40 +142,31 @@ def model_state(
 
 
 def infer_config(official: Mapping[str, tuple[int, ...]], source: str | Path) -> DiTConfig:
-    """The config that a release-style file must have, from its shapes. CheckpointError when it is no such file."""
-    needed = (
-        "x_embedder.proj.weight",
-        "final_layer.linear.weight",
-        "y_embedder.y_proj.fc1.weight",
-        "blocks.0.mlp.inverted_conv.conv.weight",
-    )
-    absent = [key for key in needed if key not in official]
-    depth = 1 + max((int(m[1]) for key in official if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
-    if len(absent) == len(needed) or depth == 0:
-        first = ", ".join(list(official)[:3])
-        raise CheckpointError(
-            f"{source} is not a SANA-Streaming transformer: it has no {needed[0]}; its first keys are {first}. "
-            "Give the file of the DiT, for example sana_streaming_ar.pth"
-        )
-    if absent:
-        raise CheckpointError(f"{source} is an incomplete SANA-Streaming transformer: missing {', '.join(absent)}")
+    """The config that a release-style file must have, from its shapes. CheckpointError when it is no such file.
+
+    A file of the released width has the released sizes: blocks that are absent altogether are missing keys. At any other
+    width the softmax blocks must lie as the release spreads them, which a file that lost its last blocks breaks unless it
+    ends with a softmax block.
+    """
+    _check_sizes(official, source)
+    depth = 1 + max(int(match[1]) for key in official if (match := _BLOCK.match(key)))
     softmax = tuple(i for i in range(depth) if f"blocks.{i}.attn.A_log" not in official)
     heads = next((s[0] for key, s in official.items() if key.endswith(".attn.A_log")), 0)
-    q_shape = official.get(f"blocks.{softmax[0]}.attn.q.weight", ()) if softmax else ()
+    q_dims = len(official.get(f"blocks.{softmax[0]}.attn.q.weight", ())) if softmax else 0
     width, total_channels = official["x_embedder.proj.weight"][:2]
     in_channels = official["final_layer.linear.weight"][0]
-    preset = next((p for p in DIT_PRESETS.values() if p.hidden_size == width and len(q_shape) == _q_dims(p)), None)
+    preset = next((p for p in DIT_PRESETS.values() if p.hidden_size == width and q_dims == _q_dims(p)), None)
     if preset is not None:
-        # A file of the released width has the released depth: blocks that are absent altogether are missing keys.
         return preset
-    if not softmax or not heads or width % heads:
+    if not softmax or not heads or width % (2 * heads) or softmax != spread_layers(depth, len(softmax)):
         raise CheckpointError(
-            f"{source} has no config and its sizes do not follow from its shapes "
-            f"({heads} heads, softmax blocks {softmax}); put a config.json beside it"
+            f"{source} has no config and its sizes do not follow from its shapes ({depth} blocks, of which softmax "
+            f"{softmax}; width {width}, {heads} heads): blocks are missing, or it needs its {CONFIG_NAME} beside it and "
+            f"the name {WEIGHTS_NAME}"
         )
     positions = official.get("pos_embed", (1, 484, width))[1]
     return DiTConfig(
-        variant="streaming" if len(q_shape) == 3 else "bidirectional",
+        variant="streaming" if q_dims == 3 else "bidirectional",
         depth=depth,
         hidden_size=width,
         num_heads=heads,
@@ -171,26 +180,78 @@ def infer_config(official: Mapping[str, tuple[int, ...]], source: str | Path) ->
     )
 
 
+def _check_sizes(official: Mapping[str, tuple[int, ...]], source: str | Path) -> None:
+    """CheckpointError unless every key that sizes are read from is there, with the right number of dimensions."""
+    absent = [key for key in _SIZED if key not in official]
+    if len(absent) == len(_SIZED):
+        first = ", ".join(list(official)[:3])
+        raise CheckpointError(
+            f"{source} is not a SANA-Streaming transformer: it has no {absent[0]}; its first keys are {first}. "
+            "Give the file of the DiT, for example sana_streaming_ar.pth"
+        )
+    if absent:
+        raise CheckpointError(f"{source} is an incomplete SANA-Streaming transformer: missing {', '.join(absent)}")
+    for key, shape in official.items():
+        dims = 1 if key.endswith(".attn.A_log") else (_SIZED | _SIZED_BUFFERS).get(key, len(shape))
+        if len(shape) != dims or 0 in shape:
+            raise CheckpointError(
+                f"{source} has {key} of shape {shape}; a SANA-Streaming transformer has {dims} dimensions there, "
+                "none of them 0: download it again"
+            )
+
+
 def _q_dims(config: DiTConfig) -> int:
     return 3 if config.variant == "streaming" else 2
 
 
-def read_dit(path: str | Path) -> tuple[dict[str, torch.Tensor], DiTConfig]:
-    """(official state dict, config) of a weight file or a folder with model.safetensors; strict."""
+def dit_file(path: str | Path) -> Path:
+    """The weight file that ``path`` names: itself, or of a folder the one in it or in its ``dit/``.
+
+    In a folder that is ``model.safetensors``, else the only index of shards, else the only checkpoint. CheckpointError
+    where there is none.
+    """
     path = Path(path)
-    if path.is_dir():
-        path = path / WEIGHTS_NAME
+    if not path.is_dir():
+        return path
+    for place in (path / "dit", path):
+        if (place / WEIGHTS_NAME).is_file():
+            return place / WEIGHTS_NAME
+        if place.is_dir():
+            found = sorted(place.glob(f"*{INDEX_SUFFIX}"))
+            found = found or sorted(f for f in place.iterdir() if f.suffix in (".safetensors", *TORCH_SUFFIXES))
+            if len(found) == 1:
+                return found[0]
+    raise CheckpointError(f"{path} holds no single transformer checkpoint, nor does its folder dit; name the file")
+
+
+def read_dit(path: str | Path) -> tuple[dict[str, torch.Tensor], DiTConfig]:
+    """(official state dict, config) of a weight file, its folder or a folder with ``dit/``; strict.
+
+    The config is the one inside the file, else for ``model.safetensors`` the ``config.json`` beside it, else what follows
+    from the shapes. Weights may be stored in float32, float16 or bfloat16. Raises CheckpointError for anything else.
+    """
+    path = dit_file(path)
     state, metadata = read_checkpoint(path)
     state = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    beside = path.with_name(CONFIG_NAME)
-    if "config" in metadata:
-        config = DiTConfig.from_dict(json.loads(metadata["config"]))
-    elif path.name == WEIGHTS_NAME and beside.is_file():
-        config = DiTConfig.from_dict(read_json(beside))
-    else:
-        config = infer_config(shapes(state), path)
+    config = _read_config(path, metadata) or infer_config(shapes(state), path)
+    # First, since a quantized file also has keys of its own.
+    check_dtypes({key: value for key, value in state.items() if key not in DEAD_KEYS}, path)
     check_keys(official_shapes(config), shapes(state), path, optional=DEAD_KEYS)
     return state, config
+
+
+def _read_config(path: Path, metadata: Mapping[str, str]) -> DiTConfig | None:
+    """The config inside the file or beside it; None where there is neither."""
+    source, values, beside = path, config_inside(metadata, path), path.with_name(CONFIG_NAME)
+    # Beside a file of another name it may belong to another network.
+    if values is None and path.name == WEIGHTS_NAME and beside.is_file():
+        source, values = beside, read_json(beside)
+    if values is None:
+        return None
+    try:
+        return DiTConfig.from_dict(values)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}; use the config that the weights were published with") from error
 
 
 def build_dit(
@@ -218,7 +279,7 @@ def load_dit(
     dtype: torch.dtype = torch.bfloat16,
     operations: Any = nn,
 ) -> SanaStreamingDiT:
-    """The transformer from the release's file or a folder of :func:`save_dit`; CheckpointError if it is neither."""
+    """The transformer from what :func:`read_dit` takes: the release's file, a folder of :func:`save_dit`, a bundle."""
     official, config = read_dit(path)
     return build_dit(official, config, layout=layout, device=device, dtype=dtype, operations=operations)
 

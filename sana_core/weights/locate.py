@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..config import DIT_PRESETS
 from ..errors import InputError
-from .checkpoint import INDEX_SUFFIX, TORCH_SUFFIXES
-from .dit import WEIGHTS_NAME
+from .dit import dit_file
 
 # Where a folder keeps its networks: our own layout first, then that of the release.
 VAE_FOLDERS = ("vae", "ltx2_causal_vae_0516")
@@ -39,23 +38,10 @@ def locate(model: str | Path, vae: str | Path | None = None, text_encoder: str |
         raise InputError(f"--model {model} does not exist; give a checkpoint file or a folder with one")
     folder = path if path.is_dir() else path.parent
     return Components(
-        model=_weights_in(path) if path.is_dir() else path,
+        model=dit_file(path),
         vae=_companion(folder, vae, VAE_FOLDERS, "--vae", "the causal LTX-2 VAE"),
         text_encoder=_companion(folder, text_encoder, TEXT_FOLDERS, "--text-encoder", "Gemma-2-2b-it"),
     )
-
-
-def _weights_in(folder: Path) -> Path:
-    """The one transformer file of a folder: model.safetensors or a single checkpoint, in it or in its ``dit/``."""
-    for place in (folder / "dit", folder):
-        if (place / WEIGHTS_NAME).is_file():
-            return place / WEIGHTS_NAME
-        if place.is_dir():
-            found = sorted(f for f in place.iterdir() if f.suffix in (".safetensors", *TORCH_SUFFIXES))
-            found += sorted(place.glob(f"*{INDEX_SUFFIX}"))
-            if len(found) == 1:
-                return found[0]
-    raise InputError(f"--model {folder} holds no single transformer checkpoint, nor does its folder dit; name the file")
 
 
 def _companion(folder: Path, given: str | Path | None, names: tuple[str, ...], option: str, what: str) -> Path:

@@ -14,11 +14,10 @@ from torch import nn
 from ..config import VAEConfig, read_json
 from ..errors import CheckpointError, InputError
 from ..models.causal_vae import CausalVAE
-from .checkpoint import check_keys, fingerprint, read_safetensors, shapes
+from .checkpoint import check_dtypes, check_keys, config_inside, fingerprint, read_safetensors, shapes
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 DecoderChoice = Literal["auto", "causal"]
 
@@ -50,7 +49,7 @@ def load_vae(
         config = dataclasses.replace(config, decoder_causal=True)
     vae = CausalVAE(config, operations=operations, device="meta", dtype=dtype)
     check_keys(shapes(vae.state_dict()), shapes(state), weights)
-    _check_dtypes(state, weights)
+    check_dtypes(state, weights)
     vae.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
     vae.fingerprint = fingerprint(state)
     return vae.requires_grad_(False).eval()
@@ -85,30 +84,15 @@ def _weights_file(path: Path) -> Path:
 
 def _read_config(weights: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The config inside the file, since one beside it may belong to another file; else the one beside it."""
-    beside = weights.with_name(CONFIG_NAME)
-    if "config" not in metadata:
+    beside, config = weights.with_name(CONFIG_NAME), config_inside(metadata, weights)
+    if config is None:
         if not beside.is_file():
             raise CheckpointError(
                 f"{weights} comes without {CONFIG_NAME}; looked for the metadata key 'config' in the file and for "
                 f"{beside}: copy the {CONFIG_NAME} it was published with there"
             )
         return read_json(beside)
-    try:
-        config = json.loads(metadata["config"])
-    except ValueError as error:
-        raise CheckpointError(
-            f"{weights} has metadata 'config' that is not JSON ({error}); download it again"
-        ) from error
-    nested = config.get("vae", config) if isinstance(config, dict) else config
+    nested = config.get("vae", config)
     if not isinstance(nested, dict):
         raise CheckpointError(f"{weights} has metadata 'config' without the settings of a VAE; use a VAE file")
     return nested
-
-
-def _check_dtypes(state: Mapping[str, torch.Tensor], source: Path) -> None:
-    odd = [f"{key} {value.dtype}" for key, value in state.items() if value.dtype not in STORED_DTYPES]
-    if odd:
-        raise CheckpointError(
-            f"{source} stores {len(odd)} tensors as other than float32, float16 or bfloat16: "
-            f"{'; '.join(odd[:10])}{'; ...' if len(odd) > 10 else ''}; use a file that is not quantized"
-        )

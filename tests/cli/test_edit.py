@@ -16,8 +16,10 @@ import toys
 import video_files
 from safetensors.torch import save_file
 from sana_streaming.sana_core.cli import main
+from sana_streaming.sana_core.models.causal_vae import CausalVAE
 from sana_streaming.sana_core.models.text_encoder import GemmaTextEncoder
 from sana_streaming.sana_core.streaming.edit_stream import EditStream
+from sana_streaming.sana_core.streaming.state import StreamState
 from sana_streaming.sana_core.video.reader import VideoReader, probe
 from sana_streaming.sana_core.video.writer import VideoWriter
 from sana_streaming.sana_core.weights.dit import load_dit, official_state, save_dit
@@ -111,18 +113,162 @@ def test_resume_equals_no_interruption(tmp_path, toy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--seed", 4], "the options"),
+        (["--seed", 4], "made with seed 0, not 4; leave it to the saved state"),
         (["--height", 96, "--width", 64], "height 64, not 96"),
-        (["--start-frame", 500], "frame 500 is not in"),
+        (["--start-frame", 0], "leave it out with --resume"),
+        (["--model", "OTHER"], "transformer of fingerprint"),
+        (["--dtype", "bfloat16"], "a VAE in float32, not bfloat16"),
     ],
     ids=str,
 )
 def test_resume_refuses_what_contradicts_the_state(tmp_path, toy, capsys, change, message):
     source, state = clips.clip("carphone_pristine.mp4"), tmp_path / "s.safetensors"
     assert edit(source, tmp_path / "a.mp4", toy, "--max-frames", 9, "--save-state", state, "--steps", 1) == 0
-    command = ["edit", str(source), str(tmp_path / "b.mp4"), "--model", str(toy), "--resume", str(state)]
-    assert main([*command, *map(str, change)]) == 2
+    if "OTHER" in change:
+        change = ["--model", make_toy_bundle(tmp_path / "other", seed=1)]
+    command = ["edit", source, tmp_path / "b.mp4", "--model", toy, "--vae", toy / "vae", "--resume", state, *change]
+    assert main(list(map(str, command))) == 2
     assert message in capsys.readouterr().err
+
+
+def test_resume_refuses_another_clip_and_a_finished_stream(tmp_path, toy, capsys):
+    source, state = clips.clip("carphone_pristine.mp4"), tmp_path / "s.safetensors"
+    assert edit(source, tmp_path / "a.mp4", toy, "--max-frames", 9, "--save-state", state, "--steps", 1) == 0
+    assert edit(clips.clip("bikes.mp4"), tmp_path / "b.mp4", toy, "--resume", state, prompt=None) == 2
+    assert "a clip with frames 120, " in capsys.readouterr().err
+    assert edit(source, tmp_path / "b.mp4", toy, "--resume", state, "--save-state", state, prompt=None) == 0
+    assert edit(source, tmp_path / "c.mp4", toy, "--resume", state, prompt=None) == 2
+    assert "has reached its end" in capsys.readouterr().err
+
+
+def test_resume_of_a_stream_that_began_later(tmp_path, toy):
+    """The saved stream knows where in its clip it began: frames and sound go on from there."""
+    clip = tmp_path / "clip.mp4"
+    frames = read(clips.clip("carphone_pristine.mp4"))[:, ::2, ::2]
+    video_files.write_clip(clip, frames, sound=("aac", "stereo", 120 / 25))
+    state, whole = tmp_path / "s.safetensors", tmp_path / "whole.mkv"
+    options = ["--crf", 0, "--steps", 1, "--start-frame", 30]
+    assert edit(clip, whole, toy, *options) == 0
+    assert edit(clip, tmp_path / "a.mkv", toy, *options, "--max-frames", 40, "--save-state", state) == 0
+    assert edit(clip, tmp_path / "b.mkv", toy, "--crf", 0, "--resume", state, prompt=None) == 0
+    parts = [read(tmp_path / name) for name in ("a.mkv", "b.mkv")]
+    assert torch.equal(torch.cat(parts), read(whole))
+    begin = round((30 + len(parts[0])) / 25 * video_files.SAMPLE_RATE)
+    resumed = sound(tmp_path / "b.mkv")
+    assert abs(lag(resumed, sound(clip)[begin:], 0.5)) < 64
+
+
+PHASES = ["read", "encode", "denoise", "write", "last chunk", "write twice"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_ctrl_c_loses_nothing(tmp_path, toy, monkeypatch, phase):
+    """Ctrl-C at any moment: whole chunks in the file, and the rest comes out when the stream goes on."""
+    source = clips.clip("carphone_pristine.mp4")
+    state, whole = tmp_path / "s.safetensors", tmp_path / "whole.mkv"
+    options = ["--crf", 0, "--steps", 2]
+    assert edit(source, whole, toy, *options) == 0
+    press_ctrl_c(monkeypatch, phase)
+    assert edit(source, tmp_path / "a.mkv", toy, *options, "--save-state", state) == 130
+    monkeypatch.undo()
+    out = StreamState.load(state).frames_out
+    before = read(tmp_path / "a.mkv") if out else torch.empty(0, 64, 64, 3, dtype=torch.uint8)
+    assert out == {"read": 0, "encode": 25, "denoise": 25, "write": 25, "last chunk": 97, "write twice": 0}[phase]
+    assert edit(source, tmp_path / "b.mkv", toy, "--crf", 0, "--resume", state, prompt=None) == 0
+    assert torch.equal(torch.cat([before[:out], read(tmp_path / "b.mkv")]), read(whole))
+
+
+def press_ctrl_c(monkeypatch, phase):
+    """Sends the signal once in a phase of the second chunk (the last in "last chunk"), or twice within a write."""
+    from sana_streaming.sana_core.commands import edit as command
+    from sana_streaming.sana_core.video import writer
+
+    def pressing(function, when, times=1):
+        def wrapped(*arguments):
+            for _ in range(times if when(*arguments) else 0):
+                signal.raise_signal(signal.SIGINT)
+            return function(*arguments)
+
+        return wrapped
+
+    seen = []
+    if phase.startswith("write"):
+        first = lambda *_: not seen and not seen.append(1)
+        times = 2 if phase == "write twice" else 1
+        monkeypatch.setattr(writer.VideoWriter, "write", pressing(writer.VideoWriter.write, first, times))
+        return
+    units = {"read": (0, "encode"), "encode": (1, "encode"), "denoise": (1, "denoise"), "last chunk": (4, "denoise")}
+    at = units[phase]
+    bar = command.ChunkBar
+    reached = lambda _, progress: (progress.chunk, progress.stage) == at
+    monkeypatch.setattr(bar, "on_progress", pressing(bar.on_progress, reached))
+
+
+def test_a_failing_writer_keeps_the_state(tmp_path, toy, monkeypatch, capsys):
+    """A full disk: one line, exit code 1, and a state from which the stream goes on with the chunk that failed."""
+    from sana_streaming.sana_core.video import writer
+
+    source, state = clips.clip("carphone_pristine.mp4"), tmp_path / "s.safetensors"
+    whole = tmp_path / "whole.mkv"
+    assert edit(source, whole, toy, "--crf", 0, "--steps", 1) == 0
+    write, calls = writer.VideoWriter.write, []
+
+    def full(self, frames):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        write(self, frames)
+
+    monkeypatch.setattr(writer.VideoWriter, "write", full)
+    assert edit(source, tmp_path / "a.mkv", toy, "--crf", 0, "--steps", 1, "--save-state", state) == 1
+    errors = capsys.readouterr().err
+    assert "failed: [Errno 28] No space left on device" in errors
+    assert "Traceback" not in errors
+    monkeypatch.undo()
+    assert edit(source, tmp_path / "b.mkv", toy, "--crf", 0, "--resume", state, prompt=None) == 0
+    assert torch.equal(torch.cat([read(tmp_path / "a.mkv"), read(tmp_path / "b.mkv")]), read(whole))
+
+
+def test_out_of_memory_names_the_knobs(tmp_path, toy, monkeypatch, capsys):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(CausalVAE, "encode", exhausted)
+    assert edit(clips.clip("carphone_pristine.mp4"), tmp_path / "a.mp4", toy, "--steps", 1) == 1
+    errors = capsys.readouterr().err
+    assert "out of memory" in errors
+    assert "--height and --width" in errors
+    assert "Traceback" not in errors
+
+
+def test_fewer_frames_than_a_chunk(tmp_path, toy, capsys):
+    """Nothing is written, and nothing is said to be."""
+    paths = [tmp_path / name for name in ("s.safetensors", "x.png")]
+    more = ["--max-frames", 9, "--save-state", paths[0], "--sheet", paths[1], "--steps", 1]
+    assert edit(clips.clip("carphone_pristine.mp4"), tmp_path / "o.mp4", toy, *more) == 0
+    printed = capsys.readouterr().out
+    assert "9 frames are in the saved state" in printed
+    assert "o.mp4" not in printed
+    assert "x.png" not in printed
+
+
+def test_the_text_encoder_is_gone_before_the_others_come(tmp_path, toy, monkeypatch):
+    from sana_streaming.sana_core.commands import edit as command
+
+    seen = []
+    monkeypatch.setattr(GemmaTextEncoder, "unload", lambda self: seen.append("unload text"))
+    for name in ("load_vae", "load_dit"):
+        load = getattr(command, name)
+        monkeypatch.setattr(command, name, lambda *a, _n=name, _f=load, **k: seen.append(_n) or _f(*a, **k))
+    assert edit(clips.clip("carphone_pristine.mp4"), tmp_path / "o.mp4", toy, "--max-frames", 9, "--steps", 1) == 0
+    assert seen[0] == "unload text"
+    assert seen.index("load_vae") > 0
+
+
+def test_a_rate_near_the_source_is_the_source(tmp_path, toy):
+    source = clips.clip("carphone_pristine.mp4")
+    assert edit(source, tmp_path / "o.mp4", toy, "--max-frames", 9, "--fps", "29.97", "--steps", 1) == 0
+    assert probe(tmp_path / "o.mp4").frame_rate == Fraction(30000, 1001)
 
 
 def test_other_rate_leaves_the_sound_out(tmp_path, toy, capsys):
@@ -133,7 +279,7 @@ def test_other_rate_leaves_the_sound_out(tmp_path, toy, capsys):
     assert "audio      left out" in capsys.readouterr().out
 
 
-def test_ctrl_c_leaves_a_playable_file_and_a_state(tmp_path, toy):
+def test_ctrl_c_from_outside(tmp_path, toy):
     source = clips.clip("carphone_pristine.mp4")
     state, out = tmp_path / "state.safetensors", tmp_path / "out.mp4"
     command = [
@@ -156,7 +302,7 @@ def test_ctrl_c_leaves_a_playable_file_and_a_state(tmp_path, toy):
     )
     deadline = time.monotonic() + 120
     while not out.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors.decode()
@@ -164,8 +310,7 @@ def test_ctrl_c_leaves_a_playable_file_and_a_state(tmp_path, toy):
     assert b"Traceback" not in errors
     written = probe(out).num_frames
     assert written in (25, 49, 73, 97)
-    assert edit(source, tmp_path / "rest.mp4", toy, "--resume", state, prompt=None) == 0
-    assert written + probe(tmp_path / "rest.mp4").num_frames == 120
+    assert written == StreamState.load(state).frames_out
 
 
 @pytest.mark.slow
@@ -190,7 +335,7 @@ def test_a_long_clip_keeps_every_frame_and_the_sound(tmp_path, toy):
 def lag(got, expected, second):
     """Samples, up to 40 ms either way, by which ``got`` is late at a place. The decoder fills in noise: no two are equal."""
     rate, reach = video_files.SAMPLE_RATE, 1920
-    start = second * rate
+    start = round(second * rate)
     piece = got[start : start + rate // 2]
     near = expected[start - reach : start + rate // 2 + reach]
     likeness = torch.nn.functional.conv1d(near[None, None], piece[None, None]).flatten()
@@ -215,7 +360,8 @@ BAD = [
     ("a VAE as the model", ["clip.mp4"], {"--model": "vae.safetensors"}, "not a SANA-Streaming transformer"),
     ("no VAE", ["clip.mp4"], {"--vae": "gone"}, "--vae gone does not exist"),
     ("narrow text encoder", ["clip.mp4"], {"--text-encoder": "narrow"}, "gives 32 channels"),
-    ("other state", ["clip.mp4"], {"--resume": "other.safetensors"}, "transformer of fingerprint"),
+    ("other state", ["clip.mp4"], {"--resume": "other.safetensors"}, "was not saved by edit"),
+    ("damaged state", ["clip.mp4"], {"--resume": "damaged.safetensors"}, "is a damaged stream state"),
     ("no state", ["clip.mp4"], {"--resume": "vae.safetensors"}, "not a saved stream state"),
     ("no frames", ["clip.mp4"], {"--max-frames": 0}, "--max-frames 0"),
     ("late start", ["clip.mp4"], {"--start-frame": 9}, "frame 9 is not in"),
@@ -224,6 +370,16 @@ BAD = [
     ("seed", ["clip.mp4"], {"--seed": -1}, "seed -1"),
     ("crf", ["clip.mp4"], {"--crf": 99}, "crf"),
     ("device", ["clip.mp4"], {"--device": "warp"}, "--device warp"),
+    ("device without numbers", ["clip.mp4"], {"--device": "meta"}, "--device meta"),
+    ("noise device", ["clip.mp4"], {"--noise-device": "warp"}, "noise_device 'warp'"),
+    ("guidance", ["clip.mp4"], {"--cfg-scale": "nan"}, "cfg_scale nan"),
+    ("tiny fps", ["clip.mp4"], {"--fps": "0.000001"}, "--fps 0.000001"),
+    ("huge", ["clip.mp4"], {"--height": 1_000_000, "--width": 64}, "1000000"),
+    ("report over the source", ["clip.mp4"], {"--report": "clip.mp4"}, "are the same file"),
+    ("state over the result", ["clip.mp4"], {"--save-state": "out.mp4"}, "are the same file"),
+    ("a folder as report", ["clip.mp4"], {"--report": "narrow"}, "narrow is a folder"),
+    ("a folder as input", ["narrow"], {}, "narrow"),
+    ("a folder as state", ["clip.mp4"], {"--resume": "narrow"}, "not there or not a file"),
     ("sheet", ["clip.mp4"], {"--sheet": "s.jpg"}, "--sheet s.jpg"),
     ("report folder", ["clip.mp4"], {"--report": "nowhere/r.json"}, "there is no folder"),
 ]
@@ -250,6 +406,7 @@ def bad_files(tmp_path_factory, toy):
         (folder / "bidirectional" / name).symlink_to(toy / name)
     editor = EditStream(*toys.networks(), prompt="x", height=64, width=64)
     editor.state.save(folder / "other.safetensors")
+    save_file({"waiting": torch.zeros(1)}, folder / "damaged.safetensors", {"sana_streaming_state": '{"version": 1}'})
     return folder
 
 

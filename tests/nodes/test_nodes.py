@@ -294,7 +294,7 @@ class TestWrongWiring:
             sample(model, positive, first, state=sampled)
         with pytest.raises(InputError, match="width 96, not 64"):
             encode(vae, clip, start_frame=57, total_frames=-1, state=encoded, width=64)
-        with pytest.raises(InputError, match="the options"):
+        with pytest.raises(InputError, match="made with seed 3, not 99"):
             second, _ = encode(vae, clip, start_frame=57, total_frames=-1, state=encoded)
             sample(model, positive, second, state=sampled, seed=99)
 

@@ -14,7 +14,7 @@ from sana_streaming.sana_core.streaming.edit_stream import EditStream
 from sana_streaming.sana_core.streaming.noise import ChunkNoise
 from sana_streaming.sana_core.streaming.options import StreamOptions
 from sana_streaming.sana_core.streaming.sampler import prompt_context, sample_clip
-from sana_streaming.sana_core.streaming.state import StreamState
+from sana_streaming.sana_core.streaming.state import DiTState, StreamState
 
 
 @pytest.mark.parametrize("pushes", [[57], [1] * 57, [7, 26, 24], [33, 24], [40, 17], [5, 50, 2]], ids=str)
@@ -81,7 +81,7 @@ def test_interleaved_streams_do_not_meet():
 CONTINUE = """
 import sys, torch, toys
 from sana_streaming.sana_core.streaming.edit_stream import EditStream
-from sana_streaming.sana_core.streaming.state import StreamState
+from sana_streaming.sana_core.streaming.state import DiTState, StreamState
 torch.set_num_threads(int(sys.argv[4]))
 editor = EditStream.resume(*toys.networks(), StreamState.load(sys.argv[1]))
 clip = torch.load(sys.argv[2])
@@ -151,6 +151,73 @@ def test_a_chunk_stopped_half_way_can_be_made_again(unit):
         assert [p.stage for p in seen] == ["encode", "denoise", "denoise", "denoise", "decode"]
     # flush() makes the last chunk without carrying on; the frames are the same.
     assert torch.equal(torch.cat(out), expected)
+
+
+def test_a_result_that_the_caller_fails_on_comes_again():
+    """A chunk counts as given out only when the next is asked for: its frames wait until then."""
+    clip = toys.frames(81)
+    expected = toys.run(toys.stream(None), clip)
+    editor = toys.stream(None)
+    out = []
+    with pytest.raises(OSError, match="disk"):
+        for chunk in editor.push(clip):
+            if len(out) == 1:
+                raise OSError("disk full")
+            out.append(chunk.pixels)
+    assert (editor.state.frames_out, editor.state.num_waiting, editor.state.dit.num_chunks) == (33, 48, 1)
+    again = EditStream.resume(*toys.networks(), editor.state.clone())
+    out += [chunk.pixels for chunk in again.drain()]
+    assert torch.equal(torch.cat(out), expected)
+
+
+def test_memory_that_cannot_be_had_leaves_the_stream_alone(monkeypatch):
+    clip = toys.frames(57)
+    expected = toys.run(toys.stream(None), clip)
+    editor = toys.stream(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(DiTState, "_allocate", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
+        with pytest.raises(torch.OutOfMemoryError):
+            list(editor.push(clip))
+    assert (editor.state.frames_out, editor.state.num_waiting) == (0, 57)
+    assert torch.equal(toys.run(editor, clip[:0]), expected)
+
+
+def test_a_prompt_that_cannot_be_encoded_changes_nothing():
+    editor = toys.stream(None)
+    context = editor._context
+    editor.text = None
+    with pytest.raises(AttributeError):
+        editor.set_prompt("other")
+    assert (editor.state.prompt, editor.state.prompt_changes) == ("make it snow", 0)
+    assert editor._context is context
+
+
+def test_state_tensors_are_checked(tmp_path):
+    """A file in which a tensor has another shape or dtype, or is missing, is not gone on with."""
+    editor = toys.stream(None)
+    list(editor.push(toys.frames(33)))
+    editor.state.save(tmp_path / "s.safetensors")
+    whole = StreamState.load(tmp_path / "s.safetensors")
+    for change in (lambda t: t.half(), lambda t: t[..., :1]):
+        state = whole.clone()
+        block = state.dit._buffers[0]
+        state.dit._buffers[0] = block._replace(frame=change(block.frame))
+        with pytest.raises(InputError, match="blocks.0.frame"):
+            EditStream.resume(*toys.networks(), state)
+    state = whole.clone()
+    state.dit._buffers.pop()
+    with pytest.raises(InputError, match="missing"):
+        EditStream.resume(*toys.networks(), state)
+    whole.finished = True
+    with pytest.raises(InputError, match="reached its end"):
+        EditStream.resume(*toys.networks(), whole)
+
+
+def test_live_seeds_differ():
+    clip = toys.frames(33)
+    first, again, other = (toys.run(toys.stream(None, seed=s), clip) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_a_prompt_changes_the_next_chunk_only():
@@ -308,5 +375,5 @@ class TestRefusals:
         (tmp_path / "b.safetensors").write_bytes(b"x" * 40)
         with pytest.raises(InputError, match="not a whole safetensors file"):
             StreamState.load(tmp_path / "b.safetensors")
-        with pytest.raises(InputError, match="does not exist"):
+        with pytest.raises(InputError, match="not there or not a file"):
             StreamState.load(tmp_path / "c.safetensors")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from sana_streaming.sana_core.streaming.chunks import kept_chunks
 from sana_streaming.sana_core.streaming.options import StreamOptions
-from sana_streaming.sana_core.streaming.sampler import prompt_context, sample_clip
+from sana_streaming.sana_core.streaming.sampler import prompt_context, sample_chunk, sample_clip
+from sana_streaming.sana_core.streaming.state import DiTState
 
 ATOL = 2e-5
 ATOL_GUIDED = 5e-5
@@ -135,3 +136,27 @@ def test_noise_is_not_changed_and_stop_comes_before_a_pass(official):
         sample_clip(model, prompt, noise, tensors["input.source"], options, on_pass=stop)
     assert seen == [0, 1, 2, 0, 1]
     assert torch.equal(noise, tensors["input.noise"])
+
+
+@pytest.mark.golden
+def test_reuse_last_step_carries_the_last_pass(official):
+    """What the last denoising pass of a chunk returned is what the next chunk reads."""
+    case, tensors, model = official
+    options = StreamOptions(steps=2, reuse_last_step=True)
+    prompt = prompt_context(model, options, tensors["input.y"].squeeze(1), tensors["input.mask"])
+    start, stop = case["runs"][0]["chunk_indices"][:2]
+    noise, source = (tensors[f"input.{name}"][:, :, start:stop] for name in ("noise", "source"))
+    memory = DiTState(stop - start, 2, True)
+    returned = []
+    hook = model.register_forward_hook(lambda _m, _i, output: returned.append(output[1]))
+    _, written = sample_chunk(model, memory, prompt, noise, source, options, carry=True)
+    hook.remove()
+    assert len(returned) == 2
+    assert written is returned[-1]
+    plain = StreamOptions(steps=2)
+    returned.clear()
+    hook = model.register_forward_hook(lambda _m, _i, output: returned.append(output[1]))
+    _, written = sample_chunk(model, memory, prompt, noise, source, plain, carry=True)
+    hook.remove()
+    assert len(returned) == 3
+    assert written is returned[-1]
