@@ -25,8 +25,8 @@ from ..streaming.edit_stream import EditStream, FixedPrompts, check_networks, ch
 from ..streaming.noise import ChunkNoise
 from ..streaming.options import StreamOptions
 from ..streaming.state import StreamState
-from ..video.reader import FrameSource, PictureFrames, VideoInfo, VideoReader, probe
-from ..video.writer import check_output, closest_rate
+from ..video.reader import FrameSource, PictureFrames, VideoInfo, VideoReader, closest_rate, probe
+from ..video.writer import check_output
 from ..weights.dit import load_dit
 from ..weights.locate import Components, locate
 from ..weights.random_init import RandomPrompts, random_dit, random_vae

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,17 +24,11 @@ def run(options: argparse.Namespace) -> int:
         state, config = read_dit(options.model)
         keys = shapes(state)
     described = describe(config, keys)
-    if options.json:
-        print(json.dumps(described, indent=2))
-        return 0
-    for name, value in described["config"].items():
-        print(f"{name:18} {value}")
-    print(f"{'parameters':18} {described['parameters']:,}")
-    print(f"{'buffers':18} {described['buffers']:,}")
-    print(f"{'keys':18} {len(keys)}")
-    width = max(map(len, keys))
-    for key, shape in described["keys"].items():
-        print(f"  {key:{width}}  {shape}")
+    try:
+        print(json.dumps(described, indent=2) if options.json else as_text(described), flush=True)
+    except BrokenPipeError:
+        # The reader, say ``head``, has what it wanted. Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -48,3 +44,13 @@ def describe(config: DiTConfig, keys: Mapping[str, tuple[int, ...]]) -> dict[str
         "buffers": buffers,
         "keys": {key: list(shape) for key, shape in keys.items()},
     }
+
+
+def as_text(described: Mapping[str, Any]) -> str:
+    """What :func:`describe` gives, for people."""
+    rows = [f"{name:18} {value}" for name, value in described["config"].items()]
+    rows += [f"{name:18} {described[name]:,}" for name in ("parameters", "buffers")]
+    rows.append(f"{'keys':18} {len(described['keys'])}")
+    width = max(map(len, described["keys"]))
+    rows += [f"  {key:{width}}  {shape}" for key, shape in described["keys"].items()]
+    return "\n".join(rows)

@@ -55,8 +55,8 @@ class GemmaTextEncoder:
     """Gemma 2 as a text encoder: the last hidden state after the final norm (``docs/model.md``).
 
     folder: Hugging Face folder with config.json, tokenizer.json and model.safetensors (or its index and shards), of the
-        causal language model or of the bare decoder. The released networks expect the *instruct* weights; the base
-        model has the same shapes and loads without an error.
+        causal language model or of the bare decoder; itself or its subfolder ``text_encoder``. The released networks
+        expect the *instruct* weights; the base model has the same shapes and loads without an error.
     device, dtype: where and in what the encoder computes. float16 is refused: Gemma 2 overflows in it.
     soft_cap: apply the config's ``attn_logit_softcapping``. The release was made without.
     cache_dir: folder for finished embeddings, None for no cache. A prompt found there loads nothing.
@@ -82,7 +82,7 @@ class GemmaTextEncoder:
             raise InputError(
                 f"max_text_tokens {max_text_tokens} is too small; use 2 or more, {MAX_TEXT_TOKENS} is usual"
             )
-        self.folder = Path(folder)
+        self.folder = _encoder_folder(Path(folder))
         self.device = torch.device(device)
         self.dtype = dtype
         self.soft_cap = soft_cap
@@ -186,6 +186,11 @@ class GemmaTextEncoder:
         ).last_hidden_state[0]
         kept = torch.cat((hidden_states[:1], hidden_states[plan.first_row :]))
         return PromptEmbedding.from_rows(kept[: plan.num_tokens].cpu(), self.max_text_tokens, plan.truncated_tokens)
+
+
+def _encoder_folder(folder: Path) -> Path:
+    inner = folder / "text_encoder"
+    return inner if (inner / "config.json").is_file() and not (folder / "config.json").is_file() else folder
 
 
 def _read_hidden_size(folder: Path) -> int:

@@ -86,7 +86,13 @@ ConvFactory: TypeAlias = Callable[[int, int], CausalConv3d]
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """Each position of ``x`` divided by the root mean square of its channels; no weight, in the dtype of ``x``."""
+    """Each position of ``x`` divided by the root mean square of its channels; no weight, in the dtype of ``x``.
+
+    Squares of float16 leave its range already for values below 1e-4 and from 256 on, so they are summed in float32.
+    """
+    if x.dtype == torch.float16:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        return x / torch.sqrt(norm.square() / x.shape[1] + RMS_EPSILON).to(x.dtype)
     return x / torch.sqrt(x.square().mean(dim=1, keepdim=True) + RMS_EPSILON)
 
 

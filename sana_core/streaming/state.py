@@ -135,8 +135,8 @@ class DiTState:
                 )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Buffers under stable names."""
-        for index, block in enumerate(self._buffers):
+        """Buffers under stable names; none before the first chunk is written."""
+        for index, block in enumerate(self._buffers if self.num_chunks else ()):
             names = ("key", "value") if _is_softmax(block) else ("kv", "z")
             for name, value in zip((*names, "frame"), (*block.memory, block.frame), strict=True):
                 yield f"blocks.{index}.{name}", value

@@ -191,9 +191,10 @@ def _check_sizes(official: Mapping[str, tuple[int, ...]], source: str | Path) ->
         )
     if absent:
         raise CheckpointError(f"{source} is an incomplete SANA-Streaming transformer: missing {', '.join(absent)}")
-    for key, shape in official.items():
-        dims = 1 if key.endswith(".attn.A_log") else (_SIZED | _SIZED_BUFFERS).get(key, len(shape))
-        if len(shape) != dims or 0 in shape:
+    sized = _SIZED | _SIZED_BUFFERS | {key: 1 for key in official if key.endswith(".attn.A_log")}
+    for key, dims in sized.items():
+        shape = official.get(key)
+        if shape is not None and (len(shape) != dims or 0 in shape):
             raise CheckpointError(
                 f"{source} has {key} of shape {shape}; a SANA-Streaming transformer has {dims} dimensions there, "
                 "none of them 0: download it again"

@@ -52,9 +52,11 @@ def read(path):
 
 
 def sound(path):
-    """Samples of the first channel of a file."""
+    """Samples of the first channel of a file, from time 0 on: silent until the first packet."""
     with av.open(str(path)) as container:
-        return torch.cat([torch.from_numpy(frame.to_ndarray()[0]) for frame in container.decode(audio=0)])
+        frames = list(container.decode(audio=0))
+    silence = torch.zeros(round(float(frames[0].pts * frames[0].time_base) * frames[0].sample_rate))
+    return torch.cat([silence, *(torch.from_numpy(frame.to_ndarray()[0]) for frame in frames)])
 
 
 def test_a_real_clip_with_sound(tmp_path, toy, capsys):
@@ -117,7 +119,7 @@ def test_resume_equals_no_interruption(tmp_path, toy):
         (["--height", 96, "--width", 64], "height 64, not 96"),
         (["--start-frame", 0], "leave it out with --resume"),
         (["--model", "OTHER"], "transformer of fingerprint"),
-        (["--dtype", "bfloat16"], "a VAE in float32, not bfloat16"),
+        (["--dtype", "bfloat16"], "a transformer in float32, not bfloat16"),
     ],
     ids=str,
 )

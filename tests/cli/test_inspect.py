@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from sana_streaming.sana_core.cli import main
@@ -25,9 +28,22 @@ def test_a_file_as_text(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "hidden_size        224" in printed
     assert "blocks.3.attn.q.weight" in printed
-    assert main(["inspect", str(tmp_path / "dit")]) == 0
+    for folder in (tmp_path / "dit", tmp_path):
+        assert main(["inspect", str(folder)]) == 0
+        assert capsys.readouterr().out == printed
 
 
 def test_what_is_not_there(capsys):
     assert main(["inspect", "gone.pth"]) == 2
     assert "gone.pth does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_reader_that_leaves_early(form):
+    """As in ``inspect ... | head``: no complaint, and no failure."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "sana_streaming", "inspect", "streaming-2b", *form]
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

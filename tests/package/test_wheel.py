@@ -27,6 +27,8 @@ def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "sana_streaming/sana_core/cli.py" in names
     assert "sana_streaming/kernels/gdn/README.md" in names
+    assert "sana_streaming/nodes/__init__.py" in names
+    assert "sana_streaming/workflows/edit_a_video.json" in names
     assert not [name for name in names if "tests" in name or "golden" in name]
     assert {name.split("/")[0].split("-")[0] for name in names} == {"sana_streaming"}
     metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
