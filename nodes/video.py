@@ -190,6 +190,12 @@ def _open_decoder(vae: LoadedVAE, latent: dict[str, Any], state: StreamState | N
     size = (samples.shape[3] * config.spatial_factor, samples.shape[4] * config.spatial_factor)
     state = StreamState(StreamSettings(*size, stretch.plan.total_frames)) if state is None else state.clone()
     state.adopt(state.settings.with_vae(vae.network))
+    given_out = stretch.plan.chunk_at(state.frames_out)
+    if given_out != stretch.first_chunk:
+        raise InputError(
+            f"the latents begin with chunk {stretch.first_chunk}, the decoder goes on with chunk {given_out}; connect the "
+            "state of the Decode Video that decoded the part before"
+        )
     state.move_vae(vae.device)
     comfy_host.load([vae.patcher], sum(vae_memory(config, stretch.plan, size, vae.network.dtype)))
     return state

@@ -298,6 +298,14 @@ class TestWrongWiring:
             second, _ = encode(vae, clip, start_frame=57, total_frames=-1, state=encoded)
             sample(model, positive, second, state=sampled, seed=99)
 
+    def test_latents_from_the_middle_without_a_state(self, loaded):
+        _, vae, _, _ = loaded
+        clip = toys.frames(100, 64, 96)
+        _, encoded = encode(vae, clip, max_frames=57, total_frames=-1)
+        second, _ = encode(vae, clip, start_frame=57, total_frames=-1, state=encoded)
+        with pytest.raises(InputError, match="begin with chunk 2, the decoder goes on with chunk 0"):
+            decode_video(vae, second)
+
     def test_state_of_another_model(self, loaded):
         from sana_streaming.nodes.sockets import LoadedModel
         from sana_streaming.sana_core.weights.random_init import random_dit
