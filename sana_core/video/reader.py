@@ -1,7 +1,8 @@
-"""Video files in: what a file holds, and its frames one by one as a viewer sees them.
+"""Video files in: what a file holds, and its frames one by one.
 
 Frames come in display order, as 8-bit RGB, upright, at the file's own rate: nothing is dropped or repeated, and a frame
-is known by its number, not by its time. Source: `docs/model.md`, pixels.
+is known by its number, not by its time. A frame has the pixels that are stored: where a file says that they are not
+square, a player stretches the picture, and this reader warns but does not. Source: `docs/model.md`, pixels.
 """
 
 import logging
@@ -31,6 +32,10 @@ _BT601 = 5
 _SWSCALE_MATRICES = {1: 1, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
 _FULL_RANGE = 2
 
+_SAME_RATE = Fraction(5, 10_000)
+# Below this, no eye sees the stretch; encoders round the shape of a pixel.
+_SQUARE_PIXELS = Fraction(1, 100)
+
 
 class FrameSource(Protocol):
     """Frames of a known rate and number, one block after another: a video file, or pictures in memory."""
@@ -41,13 +46,16 @@ class FrameSource(Protocol):
     @property
     def num_frames(self) -> int: ...
 
-    def blocks(self, num_frames: int) -> "Iterator[Tensor]":
-        """uint8 or float (0 to 1) [num_frames, H, W, 3]; the last block may be shorter."""
+    def blocks(self, num_frames: int) -> Iterator[Tensor]:
+        """uint8 or float (0 to 1) [num_frames, H, W, 3]; the last block may be shorter.
+
+        Each call begins anew with the first frame. Raises InputError where ``num_frames`` is not positive.
+        """
 
 
 @dataclass(frozen=True)
 class PictureFrames:
-    """A FrameSource over pictures [F, H, W, 3] that are in memory already."""
+    """A FrameSource over pictures [F, H, W, 3], uint8 or float (0 to 1), that are in memory already."""
 
     pictures: Tensor
     frame_rate: Fraction
@@ -56,7 +64,8 @@ class PictureFrames:
     def num_frames(self) -> int:
         return len(self.pictures)
 
-    def blocks(self, num_frames: int) -> "Iterator[Tensor]":
+    def blocks(self, num_frames: int) -> Iterator[Tensor]:
+        _check_block(num_frames)
         yield from self.pictures.split(num_frames)
 
 
@@ -65,7 +74,8 @@ class VideoInfo:
     """What a video file holds: ``width`` and ``height`` in pixels as displayed, after rotation.
 
     ``frame_rate`` is the average in frames per second, ``duration`` in seconds; ``rotation`` is the counterclockwise
-    turn in degrees (0, 90, 180 or 270) that the stored pictures need, and that `VideoReader` gives them.
+    turn in degrees (0, 90, 180 or 270) that the stored pictures need, and that `VideoReader` gives them;
+    ``sample_aspect_ratio`` is the width of a displayed pixel over its height, by which nothing here is stretched.
     """
 
     width: int
@@ -75,13 +85,14 @@ class VideoInfo:
     has_audio: bool
     rotation: int
     duration: float
+    sample_aspect_ratio: Fraction = Fraction(1)
 
 
 def probe(path: str | Path) -> VideoInfo:
     """Look at a video file: opens it, decodes its first frame and counts the others.
 
-    The count is the header's where it agrees with duration and rate, else packets are counted, which reads the file
-    once without decoding. Raises InputError if there is no such file, or no picture in it can be decoded.
+    The count is the header's where it has one that agrees with duration and rate, else packets are counted, which reads
+    the file once without decoding. Raises InputError if there is no such file, or no picture in it can be decoded.
     """
     import av
 
@@ -100,19 +111,31 @@ def probe(path: str | Path) -> VideoInfo:
         has_audio = bool(container.streams.audio)
         duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
         num_frames = stream.frames
-    # The header of a file that was never finished, or of one cut by an edit list, counts other frames than it shows.
-    if duration is None or abs(num_frames - duration * frame_rate) > 1.5:
-        num_frames = _count_packets(path)
+        pixel = stream.sample_aspect_ratio or Fraction(1)
+    # Matroska's header and a picture's count nothing; that of a file that was never finished, or of one cut by an edit
+    # list, counts other frames than it shows.
+    if not num_frames or duration is None or abs(num_frames - duration * frame_rate) > 1.5:
+        num_frames = max(1, _count_packets(path))
     return VideoInfo(
-        width, height, frame_rate, num_frames, has_audio, rotation, duration or float(num_frames / frame_rate)
-    )
+        width, height, frame_rate, num_frames, has_audio, rotation, duration or float(num_frames / frame_rate),
+        1 / pixel if rotation % 180 else pixel,
+    )  # fmt: skip
+
+
+def closest_rate(rate: Fraction, source: Fraction) -> Fraction:
+    """``rate``, or ``source`` where the two differ by less than 0.05 %: 29.97 and 23.98 are 30000/1001 and 24000/1001.
+
+    30 and 30000/1001 differ by 0.1 % and stay two rates.
+    """
+    return source if abs(rate - source) < source * _SAME_RATE else rate
 
 
 class VideoReader:
     """The frames ``start`` to ``start + max_frames`` of a video file; iterating yields uint8 [H, W, 3], RGB, on the CPU.
 
     One frame is held at a time. Frames before ``start`` are decoded and dropped, so numbers are exact for every file.
-    Each iteration begins anew; `close`, or leaving the with-block, ends the one under way.
+    Each iteration begins anew; `close`, or leaving the with-block, ends the one under way. Pixels that the file says are
+    not square are taken as square, with one warning in the log.
 
     A file that breaks off in the middle ends the iteration, with a warning in the log that says how many frames were
     read. Raises InputError for a file that `probe` refuses, a ``start`` beyond the last frame, a ``start`` or
@@ -128,6 +151,8 @@ class VideoReader:
         self.info = probe(self.path)
         if start >= self.info.num_frames:
             raise InputError(self._beyond_end(start, self.info.num_frames))
+        if abs(self.info.sample_aspect_ratio - 1) > _SQUARE_PIXELS:
+            self._warn_of_shape(self.info.sample_aspect_ratio)
         self._start = start
         self._max_frames = max_frames
         self._frames: Generator[Tensor, None, None] | None = None
@@ -149,8 +174,7 @@ class VideoReader:
 
     def blocks(self, num_frames: int) -> Iterator[Tensor]:
         """The same frames as uint8 [num_frames, H, W, 3]; the last block may be shorter."""
-        if num_frames < 1:
-            raise InputError(f"cannot read in blocks of {num_frames} frames: give at least 1")
+        _check_block(num_frames)
         block: list[Tensor] = []
         for frame in self:
             block.append(frame)
@@ -219,8 +243,21 @@ class VideoReader:
             )
         return picture
 
+    def _warn_of_shape(self, pixel: Fraction) -> None:
+        logger.warning(
+            "%s has pixels of %d:%d, width to height, which are taken as square: the picture comes out %s than a player "
+            'shows it. To keep its shape, convert the file first: ffmpeg -i IN -vf "scale=trunc(iw*sar/2)*2:ih,setsar=1" '
+            "OUT",
+            self.path, pixel.numerator, pixel.denominator, "narrower" if pixel > 1 else "wider",
+        )  # fmt: skip
+
     def _beyond_end(self, start: int, num_frames: int) -> str:
         return f"{self.path}: start is frame {start} but there are {num_frames} frames, 0 to {num_frames - 1}"
+
+
+def _check_block(num_frames: int) -> None:
+    if num_frames < 1:
+        raise InputError(f"cannot read in blocks of {num_frames} frames: give at least 1")
 
 
 def open_media(path: Path) -> "InputContainer":

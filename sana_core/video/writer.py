@@ -1,11 +1,13 @@
 """Video files out: H.264 written frame by frame, with the source's sound, readable while it grows and after a crash."""
 
-import logging
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -14,30 +16,36 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..paths import check_folder
-from .reader import open_media
+from .audio_cut import AudioCut
+from .salvage import is_cut_short, salvage
 
 if TYPE_CHECKING:
+    import numpy as np
     from av import Packet, VideoFrame
-    from av.audio.frame import AudioFrame
-    from av.audio.stream import AudioStream
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
-    TimedPacket = tuple[Fraction, Packet[AudioStream]]
-
-logger = logging.getLogger(__name__)
-
 _CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-
-# Sound that is copied as it is: what browsers and players play from the container. Matroska takes nearly everything.
-_PCM = {"pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le"}
-_COPIED_AUDIO = {"mp4": {"aac", "alac", "flac", "mp3", "opus"}, "mov": {"aac", "alac", "mp3"} | _PCM}
-_AAC_RATES = (48000, 44100, 96000, 88200, 64000, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
-_AAC_LAYOUTS = {1: "mono", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 
 _SECONDS_PER_FRAGMENT = 2
 
+# x264 takes no longer side; FFmpeg takes no picture with (width + 128) * (height + 128) beyond 28 bits.
+_LONGEST_SIDE, _LARGEST_SQUARE, _PADDING, _AREA_BITS = 16_384, 16_254, 128, 28
+# MP4 counts time in 32 bits; every rate in use has a denominator of 1001 or less. Matroska counts milliseconds.
+_LARGEST_DENOMINATOR, _HIGHEST_RATE = 65_535, 1000
+
 _BT709, _BT601, _BT601_TAG, _LIMITED_RANGE = 1, 5, 6, 1
+
+
+class WriteError(OSError):
+    """Writing broke off: one line that names the file, the frames that are safely in it, the cause and the remedy.
+
+    ``frames_safe`` frames, from the first on, are in the file and play; where it is 0 there is no file.
+    """
+
+    def __init__(self, message: str, frames_safe: int) -> None:
+        super().__init__(message)
+        self.frames_safe = frames_safe
 
 
 def check_output(path: str | Path, *, source: str | Path | None = None) -> None:
@@ -71,12 +79,17 @@ class VideoWriter:
     nothing to play. Frames are not in the file when `write` returns: x264 looks 20 frames ahead and holds one more per
     thread, and a fragment, at most 2 seconds long, is complete when the next one begins.
 
+    `write` and `close` work in a thread, which Ctrl-C does not reach: each call is done as a whole or, where Ctrl-C
+    came first, not at all. ``frames_written`` is the number of frames that the encoder has taken, all of which a
+    finished file holds.
+
     Args:
-        width, height: in pixels, even.
-        frame_rate: frames per second.
+        width, height: in pixels, even, at most 16384 each and 16254x16254 in all.
+        frame_rate: frames per second, 1/65535 to 1000.
         crf: x264's constant rate factor, 0 (lossless) to 51; 25 is the release's.
 
-    Raises InputError for a size, rate, crf, path (see `check_output`) or audio file that will not do.
+    Raises InputError for a size, rate, crf, path (see `check_output`) or audio file that will not do; `write` and
+    `close` raise WriteError where the disk is full or fails, once the frames that are in the file are safe.
     """
 
     def __init__(
@@ -91,55 +104,42 @@ class VideoWriter:
         audio_start: float = 0.0,
     ) -> None:
         check_output(path, source=audio_from)
-        if width < 2 or height < 2 or width % 2 or height % 2:
-            raise InputError(f"cannot write video of {width}x{height}: width and height must be even")
-        if frame_rate <= 0:
-            raise InputError(f"cannot write video at {frame_rate} frames per second: the rate must be above 0")
+        _check_size(width, height)
+        if not Fraction(1, _LARGEST_DENOMINATOR) <= frame_rate <= _HIGHEST_RATE:
+            raise InputError(
+                f"cannot write video at {frame_rate} frames per second: the rate must be from 1/{_LARGEST_DENOMINATOR} "
+                f"to {_HIGHEST_RATE}"
+            )
         if not 0 <= crf <= 51:
             raise InputError(f"crf is {crf}: x264 takes 0 (lossless) to 51")
         if audio_start < 0:
             raise InputError(f"audio_start is {audio_start} seconds: it must be 0 or more")
         self.path = Path(path)
         self.width, self.height = width, height
-        # MP4 counts time in 32 bits; every rate in use has a denominator of 1001 or less.
-        self.frame_rate = Fraction(frame_rate).limit_denominator(65_535)
+        self.frame_rate = Fraction(frame_rate).limit_denominator(_LARGEST_DENOMINATOR)
         self.frames_written = 0
         self._crf = crf
-        self._audio = _AudioCut(Path(audio_from), audio_start) if audio_from is not None else None
+        self._audio = AudioCut(Path(audio_from), audio_start) if audio_from is not None else None
         self._output: OutputContainer | None = None
         self._video: VideoStream
+        self._packets: deque[Packet[VideoStream]] = deque()
         self._closed = False
+        self._lock = Lock()
 
     def write(self, frames: Tensor) -> None:
         """Append ``frames``, uint8 [F, height, width, 3], RGB, on any device."""
-        if self._closed:
-            raise ValueError(f"{self.path} is closed")
         expected = (self.height, self.width, 3)
         if frames.ndim != 4 or tuple(frames.shape[1:]) != expected or frames.dtype != torch.uint8:
             raise InputError(
                 f"{self.path}: got frames of {frames.dtype} {tuple(frames.shape)}, expected torch.uint8 "
                 f"[frames, {self.height}, {self.width}, 3]"
             )
-        for frame in frames.cpu().contiguous():
-            if self._output is None:
-                self._output = self._open()
-            picture = self._picture(frame)
-            self.frames_written += 1
-            self._mux(self._video.encode(picture))
+        pictures = frames.cpu().contiguous().numpy()
+        _uninterrupted(lambda: self._append(pictures))
 
     def close(self) -> None:
         """Finish the file. Without a frame there is none to finish: nothing is written."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            if self._output is not None:
-                with self._output:
-                    self._mux(self._video.encode(None))
-                    self._mux_audio(self.frames_written / self.frame_rate)
-        finally:
-            if self._audio is not None:
-                self._audio.close()
+        _uninterrupted(self._finish)
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -148,6 +148,58 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _append(self, pictures: "np.ndarray") -> None:
+        with self._lock, self._salvaging():
+            if self._closed:
+                raise ValueError(f"{self.path} is closed")
+            for picture in pictures:
+                if self._output is None:
+                    self._output = self._open()
+                self._packets.extend(self._video.encode(self._frame(picture)))
+                self.frames_written += 1
+                self._mux()
+
+    def _finish(self) -> None:
+        with self._lock, self._salvaging():
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if self._output is not None:
+                    with self._output:
+                        self._flush()
+                    if is_cut_short(self.path):
+                        raise OSError("its end is missing")
+            finally:
+                if self._audio is not None:
+                    self._audio.close()
+
+    @contextmanager
+    def _salvaging(self) -> Iterator[None]:
+        """Where FFmpeg or the disk fails, the file is closed as well as it can be and a WriteError raised."""
+        import av
+
+        try:
+            yield
+        except (OSError, av.FFmpegError) as error:
+            self._closed = True
+            if self._output is not None:
+                for end in (self._flush, self._output.close):
+                    with suppress(OSError, av.FFmpegError):
+                        end()
+            if self._audio is not None:
+                self._audio.close()
+            frames_safe = 0
+            if self._output is not None:
+                with suppress(OSError):
+                    frames_safe = salvage(self.path, self.frame_rate)
+            kept = f"its first {frames_safe} frames are safe" if frames_safe else "none could be kept"
+            raise WriteError(
+                f"{self.path}: writing broke off after {self.frames_written} frames, {kept} "
+                f"({error.strerror or error}): make room on the disk, or write to another folder",
+                frames_safe,
+            ) from error
 
     def _open(self) -> "OutputContainer":
         """The container with its header written, or none and no file."""
@@ -186,27 +238,52 @@ class VideoWriter:
     def _is_hd(self) -> bool:
         return self.width >= 1280 or self.height > 576
 
-    def _picture(self, frame: Tensor) -> "VideoFrame":
+    def _frame(self, picture: "np.ndarray") -> "VideoFrame":
         import av
 
-        picture = av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24").reformat(
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
             format="yuv420p", dst_colorspace=_BT709 if self._is_hd else _BT601, dst_color_range=_LIMITED_RANGE
         )
-        picture.pts, picture.time_base = self.frames_written, 1 / self.frame_rate
-        return picture
+        frame.pts, frame.time_base = self.frames_written, 1 / self.frame_rate
+        return frame
 
-    def _mux(self, packets: "list[Packet[VideoStream]]") -> None:
+    def _flush(self) -> None:
+        """All that the encoder still holds, and its sound."""
+        self._packets.extend(self._video.encode(None))
+        self._mux()
+        self._mux_audio(self.frames_written / self.frame_rate)
+
+    def _mux(self) -> None:
+        """A packet waits until it is in the file: one whose sound fails is not lost."""
         assert self._output is not None
-        for packet in packets:
+        while self._packets:
+            packet = self._packets[0]
             if packet.dts is not None:
                 self._mux_audio(packet.dts * packet.time_base)
             self._output.mux(packet)
+            self._packets.popleft()
 
     def _mux_audio(self, until: Fraction) -> None:
         """All sound that begins before ``until`` seconds."""
         if self._audio is not None and self._output is not None:
             for packet in self._audio.packets_before(until):
                 self._output.mux(packet)
+
+
+def _check_size(width: int, height: int) -> None:
+    longest, shortest = max(width, height), min(width, height)
+    area = (width + _PADDING) * (height + _PADDING)
+    if shortest < 2 or width % 2 or height % 2 or longest > _LONGEST_SIDE or area >= 1 << _AREA_BITS:
+        raise InputError(
+            f"cannot write video of {width}x{height}: width and height must be even, at most {_LONGEST_SIDE} each and "
+            f"{_LARGEST_SQUARE}x{_LARGEST_SQUARE} in all"
+        )
+
+
+def _uninterrupted(work: Callable[[], None]) -> None:
+    """Does ``work`` in a thread of its own, since Ctrl-C is raised in the main thread alone, and waits for its end."""
+    with ThreadPoolExecutor(1, "video writer") as thread:
+        thread.submit(work).result()
 
 
 def _movflags() -> str:
@@ -219,87 +296,3 @@ def _movflags() -> str:
 
     hybrid = av.library_versions["libavformat"] >= (62, 12, 0)
     return "+hybrid_fragmented+delay_moov" if hybrid else "+frag_keyframe+delay_moov+default_base_moof"
-
-
-class _AudioCut:
-    """The first audio stream of a file from ``start`` seconds on, as packets timed from 0; one packet is held."""
-
-    def __init__(self, source: Path, start: float) -> None:
-        self._source = source
-        self._input = open_media(source)
-        streams = self._input.streams
-        self._stream = streams.audio[0] if streams.audio else None
-        # The sound of a file begins where its picture does, which is not at time 0 in every container.
-        first = next(
-            (s.start_time * s.time_base for s in streams.video[:1] if s.start_time and s.time_base), Fraction(0)
-        )
-        self._origin = first + Fraction(start)
-        self._packets: Iterator[TimedPacket] = iter(())
-        self._held: TimedPacket | None = None
-
-    def add_to(self, output: "OutputContainer", container_format: str) -> None:
-        """Give ``output`` an audio stream for this sound; a file without sound gives none."""
-        if self._stream is None or self._stream.codec_context is None:
-            return
-        codec = self._stream.codec_context
-        name = codec.codec.canonical_name
-        copied = _COPIED_AUDIO.get(container_format, output.supported_codecs)
-        # AAC from a broadcast stream carries its description in every packet instead of once, which MP4 cannot take.
-        if name in copied and (name != "aac" or codec.extradata):
-            out = output.add_stream_from_template(self._stream)
-            self._packets = self._copied(out)
-        else:
-            rate = codec.sample_rate if codec.sample_rate in _AAC_RATES else 48000
-            layout = _AAC_LAYOUTS.get(codec.layout.nb_channels, "stereo")
-            out = output.add_stream("aac", rate=rate, layout=layout, format="fltp")
-            out.codec_context.bit_rate = 96_000 * out.codec_context.layout.nb_channels
-            self._packets = self._encoded(out)
-
-    def packets_before(self, until: Fraction) -> "Iterator[Packet[AudioStream]]":
-        """The packets not given yet that begin before ``until`` seconds."""
-        while True:
-            if self._held is None:
-                self._held = next(self._packets, None)
-            if self._held is None or self._held[0] >= until:
-                return
-            packet, self._held = self._held[1], None
-            yield packet
-
-    def close(self) -> None:
-        self._input.close()
-
-    def _copied(self, out: "AudioStream") -> "Iterator[TimedPacket]":
-        import av
-
-        try:
-            for packet in self._input.demux(audio=0):
-                if packet.pts is None or packet.pts * packet.time_base < self._origin:
-                    continue
-                packet.pts -= round(self._origin / packet.time_base)
-                packet.dts = packet.pts
-                packet.stream = out
-                yield packet.pts * packet.time_base, packet
-        except av.FFmpegError as error:
-            self._warn(error)
-
-    def _encoded(self, out: "AudioStream") -> "Iterator[TimedPacket]":
-        for frame in chain(self._decoded(), (None,)):
-            for packet in out.encode(frame):
-                # The encoder's run-in lies before time 0; Matroska of FFmpeg 8.0 would move the picture to fit it in.
-                if packet.pts is not None and packet.pts >= 0:
-                    yield packet.pts * packet.time_base, packet
-
-    def _decoded(self) -> "Iterator[AudioFrame]":
-        import av
-
-        try:
-            for frame in self._input.decode(audio=0):
-                if frame.pts is None or frame.time_base is None or frame.pts * frame.time_base < self._origin:
-                    continue
-                frame.pts -= round(self._origin / frame.time_base)
-                yield frame
-        except av.FFmpegError as error:
-            self._warn(error)
-
-    def _warn(self, error: Exception) -> None:
-        logger.warning("%s: the sound ends early, the file is damaged there (%s)", self._source, error)

@@ -26,12 +26,16 @@ def write_clip(
     pix_fmt: str = "yuv444p",
     movflags: str = "",
     sound: tuple[str, str, float] | None = None,
+    pixel: Fraction = Fraction(1),
 ) -> Path:
-    """``frames`` at ``rate``, or at ``times`` counted in 1 / ``rate``. ``sound`` is (codec, layout, seconds of `wave`)."""
+    """``frames`` at ``rate``, or at ``times`` counted in 1 / ``rate``, of pixels whose width over height is ``pixel``.
+
+    ``sound`` is (codec, layout, seconds of `wave`).
+    """
     with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as output:
         video = output.add_stream(codec, rate=rate)
         video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
-        video.codec_context.time_base = 1 / rate
+        video.codec_context.time_base, video.codec_context.sample_aspect_ratio = 1 / rate, pixel
         if codec == "libx264":
             video.options = {"crf": "1", "g": "10"}
         audio = output.add_stream(sound[0], rate=SAMPLE_RATE, layout=sound[1]) if sound else None

@@ -1,4 +1,5 @@
 import logging
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,8 +9,19 @@ import numpy as np
 import pytest
 import torch
 import video_files
+from PIL import Image
 from sana_streaming.sana_core.errors import InputError
-from sana_streaming.sana_core.video.reader import VideoInfo, VideoReader, probe
+from sana_streaming.sana_core.video.reader import (
+    FrameSource,
+    PictureFrames,
+    VideoInfo,
+    VideoReader,
+    closest_rate,
+    probe,
+)
+from sana_streaming.sana_core.video.writer import VideoWriter
+
+NTSC = Fraction(30000, 1001)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +42,7 @@ def noise_clip(path: Path, *, movflags: str = "+faststart") -> Path:
     [
         ("bigbuckbunny.mp4", VideoInfo(1280, 720, Fraction(25), 132, True, 0, 5.28)),
         ("bikes.mp4", VideoInfo(640, 272, Fraction(25), 250, False, 0, 10.0)),
-        ("carphone_pristine.mp4", VideoInfo(176, 144, Fraction(30000, 1001), 120, False, 0, 4.004)),
+        ("carphone_pristine.mp4", VideoInfo(176, 144, NTSC, 120, False, 0, 4.004, Fraction(128, 117))),
     ],
 )
 def test_probe_of_real_clips(name: str, expected: VideoInfo) -> None:
@@ -57,6 +69,39 @@ def test_blocks_are_the_frames(clip: Path) -> None:
         blocks = list(reader.blocks(8))
         assert [len(block) for block in blocks] == [8, 8, 8, 3]
         assert torch.equal(torch.cat(blocks), torch.stack(list(reader)))
+
+
+def file_source(path: Path) -> FrameSource:
+    return VideoReader(path)
+
+
+def uint8_source(path: Path) -> FrameSource:
+    return PictureFrames(video_files.read_frames(path), Fraction(25))
+
+
+def float_source(path: Path) -> FrameSource:
+    return PictureFrames(video_files.read_frames(path) / 255, Fraction(25))
+
+
+@pytest.mark.parametrize("make", [file_source, uint8_source, float_source])
+def test_every_frame_source_keeps_the_same_promises(clip: Path, make) -> None:
+    source = make(clip)
+    assert (source.frame_rate, source.num_frames) == (25, 30)
+    expected = video_files.read_frames(clip)
+    for size, lengths in ((8, [8, 8, 8, 6]), (30, [30]), (100, [30])):
+        blocks = list(source.blocks(size))
+        assert [len(block) for block in blocks] == lengths
+        frames = torch.cat(blocks)
+        assert frames.dtype == (torch.float32 if make is float_source else torch.uint8)
+        assert torch.equal(frames / 255 if frames.dtype == torch.uint8 else frames, expected / 255)
+    with pytest.raises(InputError, match="blocks of 0"):
+        next(source.blocks(0))
+
+
+def test_pictures_are_not_copied() -> None:
+    pictures = torch.zeros(5, 4, 6, 3)
+    block = next(PictureFrames(pictures, Fraction(16)).blocks(2))
+    assert block.data_ptr() == pictures.data_ptr()
 
 
 def test_close_ends_the_iteration_and_a_later_one_begins_anew(clip: Path) -> None:
@@ -101,6 +146,78 @@ def test_odd_sizes(tmp_path: Path) -> None:
     frames = video_files.level_frames(4, 35, 51)
     path = video_files.write_clip(tmp_path / "odd.mkv", frames, codec="ffv1", pix_fmt="bgr0")
     assert torch.equal(torch.stack(list(VideoReader(path))), frames)
+
+
+def one_of(make: str, folder: Path) -> Path:
+    """One picture of 64x48 in a file of each kind whose header counts none."""
+    frame = torch.randint(0, 256, (1, 48, 64, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    path = folder / make
+    if make.startswith("own"):
+        with VideoWriter(path, width=64, height=48, frame_rate=Fraction(25)) as writer:
+            writer.write(frame)
+    elif path.suffix in {".jpg", ".png"}:
+        Image.fromarray(frame[0].numpy()).save(path)
+    else:
+        video_files.write_clip(path, frame)
+    return path
+
+
+@pytest.mark.parametrize("make", ["own.mkv", "own.mp4", "x264.mkv", "x264.ts", "x264.h264", "noise.jpg", "noise.png"])
+def test_a_single_frame_is_a_video(tmp_path: Path, make: str) -> None:
+    path = one_of(make, tmp_path)
+    info = probe(path)
+    assert (info.num_frames, info.width, info.height) == (1, 64, 48) and info.duration > 0
+    assert len(list(VideoReader(path))) == 1
+    with pytest.raises(InputError, match=r"start is frame 1 but there are 1 frames, 0 to 0"):
+        VideoReader(path, start=1)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "clockwise", "says"),
+    [
+        (Fraction(16, 11), 0, r"16:11.* narrower .*scale=.*setsar=1"),
+        (Fraction(16, 11), 90, r"11:16.* wider "),
+        (Fraction(8, 9), 0, r"8:9.* wider "),
+        (Fraction(1), 0, None),
+        (Fraction(200, 199), 0, None),
+    ],
+    ids=str,
+)
+def test_pixels_that_are_not_square_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pixel: Fraction, clockwise: int, says: str | None
+) -> None:
+    path = video_files.write_clip(tmp_path / "clip.mp4", video_files.level_frames(3, 48, 64), pixel=pixel)
+    video_files.turn(path, clockwise)
+    with caplog.at_level(logging.WARNING):
+        reader = VideoReader(path)
+        frames = list(reader) + list(reader)
+    assert reader.info.sample_aspect_ratio == (1 / pixel if clockwise else pixel)
+    # The pixels are those that are stored.
+    assert {frame.shape for frame in frames} == {(reader.info.height, reader.info.width, 3)}
+    assert sorted((reader.info.height, reader.info.width)) == [48, 64]
+    if says is None:
+        assert caplog.records == []
+    else:
+        (record,) = caplog.records
+        assert re.search(f"{re.escape(str(path))} has pixels of {says}", record.getMessage())
+
+
+@pytest.mark.parametrize(
+    ("rate", "source", "expected"),
+    [
+        ("29.97", NTSC, NTSC),
+        ("23.98", Fraction(24000, 1001), Fraction(24000, 1001)),
+        ("23.976", Fraction(24000, 1001), Fraction(24000, 1001)),
+        ("59.94", Fraction(60000, 1001), Fraction(60000, 1001)),
+        ("30", NTSC, Fraction(30)),
+        ("30000/1001", Fraction(30), NTSC),
+        ("29.97", Fraction(30), Fraction("29.97")),
+        ("16", Fraction(25), Fraction(16)),
+        ("25", Fraction(25), Fraction(25)),
+    ],
+)
+def test_a_rounded_rate_is_that_of_the_source(rate: str, source: Fraction, expected: Fraction) -> None:
+    assert closest_rate(Fraction(rate), source) == expected
 
 
 def test_variable_frame_rate_is_read_frame_by_frame(tmp_path: Path) -> None:

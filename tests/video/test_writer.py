@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ import pytest
 import torch
 import video_files
 from sana_streaming.sana_core.errors import InputError
+from sana_streaming.sana_core.video import writer as writer_module
+from sana_streaming.sana_core.video.demo_clip import demo_frames
 from sana_streaming.sana_core.video.reader import VideoReader, probe
-from sana_streaming.sana_core.video.writer import VideoWriter, check_output
+from sana_streaming.sana_core.video.salvage import salvage
+from sana_streaming.sana_core.video.writer import VideoWriter, WriteError, check_output
 
 NTSC = Fraction(30000, 1001)
 SUFFIXES = [".mp4", ".m4v", ".mov", ".mkv"]
@@ -247,6 +251,225 @@ def test_an_exception_leaves_a_finished_file(
     assert len(video_files.read_frames(path)) == 33
 
 
+def levels(path: Path) -> list[int]:
+    return video_files.read_frames(path)[:, -4, -4, 0].tolist()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs signals as POSIX has them")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_ctrl_c_while_a_block_is_written_lets_the_block_be_finished(
+    sounding: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"out{suffix}"
+    frames = video_files.level_frames(40, 32, 32)
+    make_frame = VideoWriter._frame
+
+    def frame_and_signal(self: VideoWriter, picture: np.ndarray) -> av.VideoFrame:
+        if self.frames_written in (13, 14):
+            os.kill(os.getpid(), signal.SIGINT)
+        return make_frame(self, picture)
+
+    monkeypatch.setattr(VideoWriter, "_frame", frame_and_signal)
+    writer = VideoWriter(path, width=32, height=32, frame_rate=Fraction(25), audio_from=sounding["aac"])
+    written = 0
+    with pytest.raises(KeyboardInterrupt), writer:
+        for block in frames.split(10):
+            written += len(block)
+            writer.write(block)
+    assert writer.frames_written == written == 20
+    assert levels(path) == pytest.approx(frames[:20, -1, -1, 0].tolist(), abs=5)
+    assert sound_end(path) == pytest.approx(0.8, abs=0.03)
+
+
+def test_ctrl_c_at_any_step_leaves_whole_blocks_and_a_file_that_holds_them(tmp_path: Path) -> None:
+    """KeyboardInterrupt as Python raises it, in the main thread between two instructions, at one after another."""
+    frames = video_files.level_frames(9, 32, 32)
+    path = tmp_path / "out.mkv"
+
+    def interrupted_at(step: int) -> tuple[int, bool]:
+        """Frames written, and whether the interrupt came at all."""
+        steps = 0
+
+        def trace(frame, event: str, _argument: object):
+            nonlocal steps
+            if frame.f_code.co_filename != writer_module.__file__:
+                return None
+            frame.f_trace_opcodes = True
+            if event in ("line", "opcode"):
+                steps += 1
+                if steps == step:
+                    raise KeyboardInterrupt
+            return trace
+
+        writer = VideoWriter(path, width=32, height=32, frame_rate=Fraction(25))
+        before = sys.gettrace()
+        try:
+            sys.settrace(trace)
+            for block in frames.split(3):
+                writer.write(block)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        written = writer.frames_written
+        writer.close()
+        assert writer.frames_written == written
+        return written, steps >= step
+
+    step, seen = 1, set()
+    while (outcome := interrupted_at(step))[1]:
+        written = outcome[0]
+        seen.add(written)
+        assert written % 3 == 0, step
+        if written:
+            assert levels(path) == pytest.approx(frames[:written, -1, -1, 0].tolist(), abs=5), step
+        assert path.exists() == bool(written)
+        path.unlink(missing_ok=True)
+        step += 1
+    assert seen == {0, 3, 6, 9}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(("method", "call"), [("_frame", 42), ("_mux_audio", 5)])
+def test_a_file_closed_after_an_error_within_write_holds_what_was_written(
+    sounding: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, method: str, call: int
+) -> None:
+    frames, path = video_files.level_frames(120, 32, 32), tmp_path / f"out{suffix}"
+    real, calls = getattr(VideoWriter, method), []
+
+    def failing(self: VideoWriter, argument: object) -> object:
+        calls.append(argument)
+        if len(calls) == call:
+            raise RuntimeError("on purpose")
+        return real(self, argument)
+
+    monkeypatch.setattr(VideoWriter, method, failing)
+    writer = VideoWriter(path, width=32, height=32, frame_rate=Fraction(25), audio_from=sounding["aac"])
+    with pytest.raises(RuntimeError, match="on purpose"), writer:
+        writer.write(frames)
+    assert 0 < writer.frames_written < 120
+    assert levels(path) == pytest.approx(frames[: writer.frames_written, -1, -1, 0].tolist(), abs=5)
+
+
+FULL = """
+import resource, sys
+from fractions import Fraction
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import torch, video_files
+from sana_streaming.sana_core.video.writer import VideoWriter, WriteError
+
+torch.set_num_threads(1)
+frames = video_files.level_frames(170, 32, 32)
+frames += torch.randint(0, 4, frames.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+path, sound, none = Path(sys.argv[1]), sys.argv[3], resource.RLIM_INFINITY
+
+def limited(limit, path):
+    writer = VideoWriter(path, width=32, height=32, frame_rate=Fraction(25), audio_from=sound)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, none))
+    try:
+        with writer:
+            for block in frames.split(24):
+                writer.write(block)
+    except WriteError as error:
+        print(path, error.frames_safe, writer.frames_written, error, sep="|")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (none, none))
+
+limited(none, path)
+whole = path.stat().st_size
+for limit in sorted([1, 100, 1000, *range(whole // 12, whole, whole // 12), whole - 700, whole - 1]):
+    limited(limit, path.with_stem(str(limit)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on the size of files")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_full_disk_leaves_the_frames_that_it_took(sounding: dict[str, Path], tmp_path: Path, suffix: str) -> None:
+    folder = video_files.__file__.rsplit("/", 1)[0]
+    command = [sys.executable, "-c", FULL, tmp_path / f"whole{suffix}", folder, sounding["aac"]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = video_files.level_frames(170, 32, 32)[:, -1, -1, 0].tolist()
+    assert probe(tmp_path / f"whole{suffix}").num_frames == 170
+    counts = []
+    for line in done.stdout.splitlines():
+        name, safe, written, message = line.split("|")
+        counts.append(int(safe))
+        assert message.startswith(f"{name}: writing broke off after {written} frames, ")
+        assert re.search("File too large|its end is missing", message)
+        assert (f"first {safe} frames are safe" if counts[-1] else "none could be kept") in message
+        assert Path(name).exists() == bool(counts[-1])
+        if counts[-1]:
+            shown = [int(frame[-4, -4, 0]) for frame in VideoReader(name)]
+            assert len(shown) == probe(name).num_frames == counts[-1], message
+            assert shown == pytest.approx(expected[: len(shown)], abs=9), message
+            if suffix == ".mp4":
+                names = video_files.boxes(Path(name))
+                assert names[-1] == "mdat" and names.count("moof") == names.count("mdat")
+    assert len(counts) >= 16 and counts == sorted(counts) and counts[:3] == [0, 0, 0]
+    assert len(set(counts)) > 3 and counts[-1] == 170
+
+
+def test_nothing_is_cut_off_a_finished_file(tmp_path: Path) -> None:
+    frames = video_files.level_frames(4, 32, 32)
+    path = video_files.write_clip(tmp_path / "gap.mp4", frames, times=[0, 1, 3, 4])
+    whole = path.read_bytes()
+    assert salvage(path, Fraction(25)) == 2
+    assert path.read_bytes() == whole
+
+
+class Failing:
+    """An encoder whose ``number``-th picture is too much for it."""
+
+    def __init__(self, stream: object, number: int) -> None:
+        self.stream, self.left = stream, number
+
+    def encode(self, frame: av.VideoFrame | None) -> list[av.Packet]:
+        self.left -= 1
+        if self.left == 0:
+            raise av.MemoryError(12, "Cannot allocate memory")
+        return self.stream.encode(frame)
+
+
+def test_an_encoder_that_fails_leaves_what_it_had(
+    sounding: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_video = VideoWriter._add_video
+    monkeypatch.setattr(VideoWriter, "_add_video", lambda self, output: Failing(add_video(self, output), 31))
+    path, frames = tmp_path / "out.mp4", video_files.level_frames(60, 32, 32)
+    writer = VideoWriter(path, width=32, height=32, frame_rate=Fraction(25), audio_from=sounding["aac"])
+    with (
+        pytest.raises(
+            WriteError, match="after 30 frames, its first 30 frames are safe .Cannot allocate memory"
+        ) as error,
+        writer,
+    ):
+        writer.write(frames)
+    assert error.value.frames_safe == writer.frames_written == 30
+    assert levels(path) == pytest.approx(frames[:30, -1, -1, 0].tolist(), abs=5)
+    writer.close()
+    with pytest.raises(ValueError, match="closed"):
+        writer.write(frames)
+
+
+def test_what_is_left_is_in_order_and_without_a_gap(tmp_path: Path) -> None:
+    """Pictures that move are stored out of order: where the file ends between them, those shown later do not count."""
+    frames = torch.stack(list(demo_frames(40, 64, 96)))
+    whole, path, gaps = write(tmp_path / "whole.mkv", frames), tmp_path / "cut.mkv", 0
+    with av.open(str(whole)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    numbers = [round(packet.pts * packet.time_base * 25) for packet in packets]
+    for count in range(1, 40):
+        path.write_bytes(whole.read_bytes()[: packets[count].pos])
+        there = next(number for number in range(41) if number not in numbers[:count])
+        safe = salvage(path, Fraction(25))
+        assert 1 <= safe <= there and safe == probe(path).num_frames
+        assert torch.equal(video_files.read_frames(path), video_files.read_frames(whole)[:safe])
+        gaps += there < count
+    assert gaps > 10
+
+
 KILLED = """
 import os, signal, sys
 from fractions import Fraction
@@ -355,7 +578,12 @@ def test_the_source_is_not_overwritten(sounding: dict[str, Path]) -> None:
     [
         ({"width": 33}, "33x32.*even"),
         ({"height": 0}, "32x0"),
-        ({"frame_rate": Fraction(0)}, "above 0"),
+        ({"width": 16416}, "16416x32.*even, at most 16384 each"),
+        ({"width": 16256, "height": 16256}, "16256x16256.*16254x16254 in all"),
+        ({"frame_rate": Fraction(0)}, "at 0 frames per second.*from 1/65535 to 1000"),
+        ({"frame_rate": Fraction(-25)}, "at -25"),
+        ({"frame_rate": Fraction(1, 10**6)}, "at 1/1000000 frames per second.*from 1/65535 to 1000"),
+        ({"frame_rate": Fraction(10**6 + 1, 1000)}, "at 1000001/1000"),
         ({"crf": 52}, "crf is 52"),
         ({"audio_start": -1.0}, "audio_start is -1.0"),
         ({"audio_from": "absent.mp4"}, "no such file"),
@@ -365,6 +593,34 @@ def test_bad_options_are_named(tmp_path: Path, options: dict[str, object], says:
     with pytest.raises(InputError, match=says):
         VideoWriter(tmp_path / "out.mp4", **{"width": 32, "height": 32, "frame_rate": Fraction(25), **options})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(2, 2), (16384, 2), (16386, 2), (2, 16384), (2, 16386), (16384, 16126), (16384, 16128), (16254, 16254),
+     (16256, 16256), (16128, 16384)],
+)  # fmt: skip
+def test_sizes_are_refused_where_the_encoder_would_refuse_them(tmp_path: Path, width: int, height: int) -> None:
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = width, height, "yuv420p", Fraction(1, 25)
+    try:
+        encoder.open()
+    except av.FFmpegError:
+        with pytest.raises(InputError, match=f"{width}x{height}"):
+            VideoWriter(tmp_path / "out.mp4", width=width, height=height, frame_rate=Fraction(25))
+    else:
+        VideoWriter(tmp_path / "out.mp4", width=width, height=height, frame_rate=Fraction(25)).close()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize(
+    "rate", [Fraction(1, 65535), Fraction(2, 65537), Fraction(65535 * 1000 - 1, 65535), Fraction(1000)]
+)
+def test_rates_at_both_ends_of_the_range(tmp_path: Path, suffix: str, rate: Fraction) -> None:
+    path = write(tmp_path / f"out{suffix}", video_files.level_frames(5, 32, 32), rate)
+    with av.open(str(path)) as container:
+        times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
+    assert [round(time * rate) for time in times] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
