@@ -1,0 +1,1 @@
+"""Training: flow matching, self-forcing rollouts, Cycle-Reverse Regularization, distribution matching, manifests."""
