@@ -191,7 +191,8 @@ def _peak_resident() -> int:
     except ImportError:
         import psutil
 
-        return psutil.Process().memory_info().peak_wset
+        # Windows alone has no resource module, and alone has this field.
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
     # Kilobytes, but bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

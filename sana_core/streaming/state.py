@@ -119,6 +119,7 @@ class DiTState:
         cached = (rows, config.num_heads, self.capacity_frames * tokens, config.head_dim)
         kv = (rows, config.num_heads, config.head_dim, config.head_dim)
         expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        memory: dict[str, tuple[tuple[int, ...], torch.dtype]]
         for index in range(config.depth if self.num_chunks else 0):
             if config.is_softmax(index):
                 memory = {"key": (cached, model.dtype), "value": (cached, model.dtype)}
