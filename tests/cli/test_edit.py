@@ -317,7 +317,7 @@ def test_ctrl_c_from_outside(tmp_path, toy):
 
 @pytest.mark.slow
 def test_a_long_clip_keeps_every_frame_and_the_sound(tmp_path, toy):
-    """969 frames at the smallest size: 40 chunks, 969 frames, sound in step, state of constant size."""
+    """969 frames at the smallest size: 40 chunks, 969 frames, sound in step."""
     source = tmp_path / "long.mp4"
     frames = read(clips.clip("carphone_pristine.mp4"))[:, ::2, ::2]
     looped = frames.repeat(9, 1, 1, 1)[:969]
