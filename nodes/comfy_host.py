@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import comfy.model_management
@@ -187,8 +188,10 @@ def folders_with(marker: str, *kinds: str) -> list[str]:
 
 
 def resolve(name: str, what: str, *kinds: str) -> Path:
-    """The path of a file or sub-folder offered by :func:`files_in` or :func:`folders_with`."""
-    for kind in kinds:
+    """The path of a file or sub-folder offered by :func:`files_in` or :func:`folders_with`, never one outside."""
+    parts = PureWindowsPath(name).parts
+    inside = bool(parts) and ".." not in parts and not PureWindowsPath(name).anchor and not Path(name).is_absolute()
+    for kind in kinds if inside else ():
         for root in _roots(kind):
             if (root / name).exists():
                 return root / name
@@ -210,11 +213,5 @@ def temporary_folder() -> Path:
 
 def temporary_video(prefix: str, suffix: str = ".mp4") -> Path:
     """A new name in ComfyUI's temporary folder."""
-    place = str(temporary_folder())
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, place)
-    path = Path(folder) / f"{name}_{counter:05}_{suffix}"
-    # The name is taken at once: the file itself appears with its first frame.
-    while path.exists():
-        counter += 1
-        path = Path(folder) / f"{name}_{counter:05}_{suffix}"
-    return path
+    # Never the name of an earlier file: ComfyUI may still hand out an output that points there.
+    return temporary_folder() / f"{prefix}_{uuid.uuid4().hex[:12]}{suffix}"

@@ -13,6 +13,8 @@ from ..sana_core.streaming.edit_stream import EditStream, FixedPrompts, check_si
 from ..sana_core.streaming.memory import stream_memory
 from ..sana_core.streaming.options import StreamOptions
 from ..sana_core.video.demo_clip import demo_frames
+from ..sana_core.video.geometry import pixels_to_uint8
+from ..sana_core.video.reader import closest_rate
 from ..sana_core.video.writer import VideoWriter
 from . import comfy_host
 from .frames import open_clip
@@ -85,7 +87,7 @@ class SanaStreamingEditVideo(io.ComfyNode):
                 frames=clip.frames,
                 target=path,
                 start=clip.start,
-                frame_rate=Fraction(fps).limit_denominator(1001) if fps else None,
+                frame_rate=closest_rate(Fraction(fps).limit_denominator(1001), clip.frames.frame_rate) if fps else None,
                 crf=crf,
                 audio_from=clip.audio_from,
             )
@@ -126,7 +128,7 @@ def _edit(
         on_progress=lambda _: report.step(),
     )
     with released_if_stopped(stream.state, job.target):
-        FileEdit(stream, job, lambda chunk, _: report.preview(chunk.frames[-1])).run()
+        FileEdit(stream, job, lambda chunk, _: report.preview(pixels_to_uint8(chunk.pixels[-1:])[0])).run()
 
 
 class SanaStreamingDemoClip(io.ComfyNode):

@@ -25,11 +25,15 @@ DEFAULT_RATE = Fraction(16)
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames to take in, where they start in ``audio_from``, and that file (None without sound)."""
+    """Frames to take in, where they start in ``audio_from``, and that file (None without sound).
+
+    ``frame_rate`` is None for pictures, which have none of their own.
+    """
 
     frames: FrameSource
     start: int
     audio_from: Path | None
+    frame_rate: Fraction | None
 
 
 @contextmanager
@@ -43,14 +47,14 @@ def open_clip(video: Any, start_frame: int, max_frames: int) -> Iterator[Clip]:
     made: list[Path] = []
     try:
         if isinstance(video, torch.Tensor):
-            yield Clip(_pictures(video, DEFAULT_RATE, start_frame, limit), start_frame, None)
+            yield Clip(_pictures(video, DEFAULT_RATE, start_frame, limit), start_frame, None, None)
         elif (path := _file_of(video, made)) is not None:
             yield _file_clip(path, video, start_frame, limit)
         else:
             parts = video.get_components()
             rate = Fraction(parts.frame_rate)
             frames = _pictures(parts.images, rate, start_frame, limit)
-            yield Clip(frames, start_frame, _sound_file(parts.audio, made))
+            yield Clip(frames, start_frame, _sound_file(parts.audio, made), rate)
     finally:
         for path in made:
             path.unlink(missing_ok=True)
@@ -72,8 +76,8 @@ def _file_of(video: Any, made: list[Path]) -> Path | None:
     if not isinstance(source, BytesIO):
         return Path(source)
     path = comfy_host.temporary_video("sana_streaming_source", ".video")
-    path.write_bytes(source.getvalue())
     made.append(path)
+    path.write_bytes(source.getvalue())
     return path
 
 
@@ -81,15 +85,20 @@ def _file_clip(path: Path, video: Any, start: int, limit: int | None) -> Clip:
     """A file, narrowed to the window that a trim node has set."""
     info = probe(path)
     begin, seconds = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
-    first = round(Fraction(begin) * info.frame_rate)
+    first = _frame_at(begin, info.frame_rate)
     available = info.num_frames - first
     if seconds:
-        available = min(available, math.ceil(Fraction(seconds) * info.frame_rate))
+        available = min(available, _frame_at(begin + seconds, info.frame_rate) - first)
     if start >= available:
         raise InputError(f"start_frame {start} is not in the {available} frames of the video")
     count = available - start if limit is None else min(limit, available - start)
-    reader = VideoReader(path, start=first + start, max_frames=count)
-    return Clip(reader, first + start, path if info.has_audio else None)
+    reader = VideoReader(path, start=first + start, max_frames=count, on_frame=comfy_host.check_interrupt)
+    return Clip(reader, first + start, path if info.has_audio else None, info.frame_rate)
+
+
+def _frame_at(seconds: float, rate: Fraction) -> int:
+    """The first frame at or after a time, as ComfyUI cuts; times of frames are rounded, so a little before will do."""
+    return math.ceil(seconds * rate - 1e-3)
 
 
 def _sound_file(audio: dict[str, Any] | None, made: list[Path]) -> Path | None:

@@ -20,7 +20,8 @@ class Stretch:
     """A stretch of consecutive chunks of a stream, which a LATENT holds.
 
     sizes: latent frames per chunk. num_frames: real pixel frames, the rest of the last chunk is padding. frame_rate: of the
-    source, None if unknown. first_chunk: number of the first chunk in its stream. plan: of the whole stream.
+    source, None if unknown. first_chunk: number of the first chunk in its stream. plan: of the whole stream. start: time of
+    the first frame in the source, in seconds. ends: nothing of the stream follows. height, width: in pixels, 0 if unknown.
     """
 
     sizes: tuple[int, ...]
@@ -28,11 +29,15 @@ class Stretch:
     frame_rate: Fraction | None
     first_chunk: int
     plan: ChunkPlan
+    start: float = 0.0
+    ends: bool = False
+    height: int = 0
+    width: int = 0
 
     @property
     def is_last(self) -> bool:
         """Whether the stream is known to end here."""
-        return self.plan.is_last(self.first_chunk + len(self.sizes) - 1)
+        return self.ends or self.plan.is_last(self.first_chunk + len(self.sizes) - 1)
 
 
 def to_latent(samples: torch.Tensor, space: str, stretch: Stretch) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,14 @@ TOY_TOOLTIP = f"'{TOY}' is a tiny network that edits nothing: it shows that the 
 def _toy(part: str) -> Path:
     """A part of the toy bundle, written into ComfyUI's temporary folder when first asked for."""
     folder = comfy_host.temporary_folder() / "sana_streaming_toy"
-    if not (folder / "text_encoder" / "model.safetensors").exists():
-        make_toy_bundle(folder)
+    if not folder.exists():
+        # Whole or not there: another job may look at the same time.
+        unfinished = comfy_host.temporary_folder() / f"sana_streaming_toy_{uuid.uuid4().hex}"
+        make_toy_bundle(unfinished)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            shutil.rmtree(unfinished)
     return folder / part
 
 
@@ -36,8 +44,10 @@ def _path(name: str, part: str, what: str, folders: tuple[str, ...]) -> Path:
     return _toy(part) if name == TOY else comfy_host.resolve(name, what, *folders)
 
 
-def _offered(name: str, what: str, folders: tuple[str, ...]) -> bool | str:
-    """What validate_inputs returns: True, or one sentence."""
+def _offered(name: str | None, what: str, folders: tuple[str, ...]) -> bool | str:
+    """What validate_inputs returns: True, or one sentence. A name that comes over a link is None until the run."""
+    if name is None:
+        return True
     try:
         return name == TOY or bool(comfy_host.resolve(name, what, *folders))
     except ValueError as error:
@@ -45,13 +55,16 @@ def _offered(name: str, what: str, folders: tuple[str, ...]) -> bool | str:
 
 
 def _stamp(path: Path) -> tuple[Any, ...]:
-    """Changes when a file, or a file of a folder, does."""
-    files = [path] if path.is_file() else sorted(path.glob("*"))
+    """Changes when a file or the config beside it does, or any file of a folder or of its text_encoder."""
+    if path.is_file():
+        files = [file for file in (path, path.with_name("config.json")) if file.is_file()]
+    else:
+        files = sorted(file for file in (*path.glob("*"), *path.glob("text_encoder/*")) if file.is_file())
     return (str(path), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
-def _fingerprint(name: str, what: str, folders: tuple[str, ...]) -> Any:
-    return name if name == TOY else _stamp(comfy_host.resolve(name, what, *folders))
+def _fingerprint(name: str | None, what: str, folders: tuple[str, ...]) -> Any:
+    return name if name in (TOY, None) else _stamp(comfy_host.resolve(str(name), what, *folders))
 
 
 class SanaStreamingLoadModel(io.ComfyNode):
@@ -93,11 +106,11 @@ class SanaStreamingLoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None) -> bool | str:
         return _offered(file, "model file", MODEL_FOLDERS)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, dtype: str, kernels: str) -> Any:
+    def fingerprint_inputs(cls, file: str | None, dtype: str, kernels: str) -> Any:
         return _fingerprint(file, "model file", MODEL_FOLDERS)
 
     @classmethod
@@ -142,11 +155,11 @@ class SanaStreamingLoadVAE(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None) -> bool | str:
         return _offered(file, "VAE file", VAE_FOLDERS)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, decoder: str) -> Any:
+    def fingerprint_inputs(cls, file: str | None, decoder: str) -> Any:
         return _fingerprint(file, "VAE file", VAE_FOLDERS)
 
     @classmethod
@@ -180,11 +193,11 @@ class SanaStreamingLoadTextEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None) -> bool | str:
         return _offered(file, "text encoder", TEXT_FOLDERS)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> Any:
+    def fingerprint_inputs(cls, file: str | None) -> Any:
         return _fingerprint(file, "text encoder", TEXT_FOLDERS)
 
     @classmethod

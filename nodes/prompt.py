@@ -70,7 +70,8 @@ class SanaStreamingPrompt(io.ComfyNode):
         if not prompt.strip():
             raise InputError('the prompt is empty; say what should change, for example "turn it into a watercolour"')
         if text_encoder.device.type != "cpu":
-            comfy_host.make_room(text_encoder.weight_bytes, text_encoder.device)
+            size, device = text_encoder.weight_bytes, text_encoder.device
+            text_encoder.before_load = lambda: comfy_host.make_room(size, device)
         with text_encoder:
             positive = text_encoder.encode(prompt, motion_score=motion_score)
             negative = text_encoder.encode_negative(negative_prompt)

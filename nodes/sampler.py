@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ MEMORY_KNOBS = "make width and height smaller, or num_cached_blocks 1"
 
 
 def sampling_inputs() -> list[Any]:
-    """Widgets that every sampling node has, in their order."""
+    """Widgets that every sampling node has, in their order.
+
+    Not to be added to: saved workflows know widgets by their place. A new one goes to the end of each node.
+    """
     return [
         comfy_host.widget(
             io.Int,
@@ -136,6 +140,9 @@ class SanaStreamingSampler(io.ComfyNode):
         except BaseException:
             state.release()
             raise
+        if stretch.is_last:
+            # Nothing follows, so nothing needs to be kept.
+            state.dit = None
         return io.NodeOutput({**source, SAMPLES: edited}, state.to(comfy_host.result_device()))
 
 
@@ -143,31 +150,24 @@ def _continued(
     state: StreamState | None, samples: torch.Tensor, stretch: Stretch, model: LoadedModel, options: StreamOptions
 ) -> StreamState:
     """A state of its own for this run: the given one, or a fresh one, with the model and the options decided."""
+    total = stretch.plan.total_frames
     if state is None:
-        fresh = StreamSettings(height=0, width=0, total_frames=stretch.plan.total_frames)
-        state = StreamState(fresh)
+        state = StreamState(StreamSettings(stretch.height, stretch.width, total))
     state = state.clone()
-    state.adopt(state.settings.with_model(model.network, options))
+    wanted = replace(state.settings, total_frames=total).with_model(model.network, options)
+    if stretch.height:
+        wanted = replace(wanted, height=stretch.height, width=stretch.width)
+    state.adopt(wanted)
     if state.dit is None:
         state.dit = DiTState.for_plan(stretch.plan, options)
+    else:
+        state.dit.check(model.network, (samples.shape[3], samples.shape[4]), rows=2 if options.guided else 1)
     if state.dit.num_chunks != stretch.first_chunk:
         raise InputError(
             f"the source latents begin with chunk {stretch.first_chunk}, the state goes on with chunk "
             f"{state.dit.num_chunks}; connect the state that came with the part before these latents"
         )
-    _check_grid(state.dit, samples)
     return state
-
-
-def _check_grid(memory: DiTState, samples: torch.Tensor) -> None:
-    """InputError when the state was made for pictures of another size."""
-    blocks = memory.read()
-    tokens = samples.shape[3] * samples.shape[4]
-    if blocks is not None and blocks[0].frame.shape[2] != tokens:
-        raise InputError(
-            f"the state was made for latents of {blocks[0].frame.shape[2]} cells per frame, these have {tokens}; "
-            "use the width and height that the stream was started with"
-        )
 
 
 def _sample(

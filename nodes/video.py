@@ -20,10 +20,10 @@ from ..sana_core.streaming.frame_stream import EncodeStream
 from ..sana_core.streaming.memory import vae_memory
 from ..sana_core.streaming.state import StreamSettings, StreamState
 from ..sana_core.video.geometry import pixels_to_image, pixels_to_uint8
-from ..sana_core.video.reader import FrameSource
+from ..sana_core.video.reader import closest_rate
 from ..sana_core.video.writer import VideoWriter
 from . import comfy_host
-from .frames import DEFAULT_RATE, open_clip, sound_file
+from .frames import DEFAULT_RATE, Clip, open_clip, sound_file
 from .latents import Stretch, check_space, from_latent, to_latent
 from .sockets import VAE, LoadedVAE, State
 
@@ -43,6 +43,7 @@ def video_input() -> Any:
     )
 
 
+# As for sampling_inputs: the lists that follow are not to be added to.
 def size_inputs() -> list[Any]:
     tooltip = (
         "Size of the edited video, a multiple of 32. The source is scaled to fill it and cropped. Trained for 1280x704."
@@ -110,6 +111,14 @@ class SanaStreamingEncodeVideo(io.ComfyNode):
                     tooltip="For a clip that is edited in several parts: its whole length, the same in every part. 0: this "
                     "is all of it. -1: the length is not known. Frames that fill no chunk wait in the state.",
                 ),
+                comfy_host.widget(
+                    io.Boolean,
+                    "last_part",
+                    default=False,
+                    advanced=True,
+                    tooltip="The stream ends with these frames: what waits in the state comes out, padded and trimmed. "
+                    "Needed only where total_frames is -1.",
+                ),
                 State.Input("state", optional=True, tooltip="From the part before this one."),
             ],
             outputs=[io.Latent.Output(display_name="latent"), State.Output(display_name="state")],
@@ -125,21 +134,25 @@ class SanaStreamingEncodeVideo(io.ComfyNode):
         start_frame: int,
         max_frames: int,
         total_frames: int,
+        last_part: bool,
         state: StreamState | None = None,
     ) -> io.NodeOutput:
         check_size(height, width, vae.network.config.spatial_factor)
         with open_clip(video, start_frame, max_frames) as clip:
             count = clip.frames.num_frames
             total = None if total_frames < 0 else total_frames or count
-            state = state.clone() if state is not None else StreamState(StreamSettings(height, width, total))
+            state = StreamState(StreamSettings(height, width, total)) if state is None else state.clone(memory=False)
             wanted = replace(state.settings, height=height, width=width, total_frames=total).with_vae(vae.network)
             state.adopt(wanted)
-            latent = _encode(vae, state, clip.frames, final=total is not None and state.frames_in + count >= total)
+            final = last_part or (total is not None and state.frames_in + count >= total)
+            latent = _encode(vae, state, clip, final)
         return io.NodeOutput(latent, state.to(comfy_host.result_device()))
 
 
-def _encode(vae: LoadedVAE, state: StreamState, frames: FrameSource, final: bool) -> dict[str, Any]:
+def _encode(vae: LoadedVAE, state: StreamState, clip: Clip, final: bool) -> dict[str, Any]:
     """The LATENT of every chunk that the frames complete; ``final`` ends the stream with them."""
+    frames = clip.frames
+    start = float((clip.start - state.num_waiting) / frames.frame_rate)
     settings = state.settings
     try:
         with comfy_host.explained_memory(MEMORY_KNOBS):
@@ -163,7 +176,7 @@ def _encode(vae: LoadedVAE, state: StreamState, frames: FrameSource, final: bool
     if not parts:
         raise InputError(
             f"{frames.num_frames} frames fill no chunk of {plan.pixel_frames(plan.chunk_at(before))}; "
-            "take in more of them, or set total_frames to 0 to pad"
+            "take in at least as many in one part, or set last_part if the stream ends here"
         )
     real = state.frames_in - state.num_waiting - before
     padded = sum(part.shape[2] for part in parts) * plan.temporal_factor
@@ -173,7 +186,11 @@ def _encode(vae: LoadedVAE, state: StreamState, frames: FrameSource, final: bool
             "SANA-Streaming: %d frames are padded with the last one to %d and trimmed when decoded", real, padded
         )
     sizes = tuple(part.shape[2] for part in parts)
-    stretch = Stretch(sizes, real, frames.frame_rate, plan.chunk_at(before), plan)
+    place = (clip.frame_rate, plan.chunk_at(before), plan)
+    stretch = Stretch(sizes, real, *place, start=start, ends=final, height=settings.height, width=settings.width)
+    if final:
+        # Nothing follows, so nothing needs to be kept.
+        state.encoder, state.waiting = {}, None
     return to_latent(torch.cat(parts, 2), vae.space, stretch)
 
 
@@ -188,16 +205,17 @@ def _open_decoder(vae: LoadedVAE, latent: dict[str, Any], state: StreamState | N
             "ComfyUI's own VAE Decode"
         )
     size = (samples.shape[3] * config.spatial_factor, samples.shape[4] * config.spatial_factor)
-    state = StreamState(StreamSettings(*size, stretch.plan.total_frames)) if state is None else state.clone()
-    state.adopt(state.settings.with_vae(vae.network))
+    total = stretch.plan.total_frames
+    state = StreamState(StreamSettings(*size, total)) if state is None else state.clone(memory=False)
+    state.adopt(replace(state.settings, height=size[0], width=size[1], total_frames=total).with_vae(vae.network))
     given_out = stretch.plan.chunk_at(state.frames_out)
     if given_out != stretch.first_chunk:
         raise InputError(
-            f"the latents begin with chunk {stretch.first_chunk}, the decoder goes on with chunk {given_out}; connect the "
-            "state of the Decode Video that decoded the part before"
+            f"the latents begin with chunk {stretch.first_chunk}, the decoder goes on with chunk {given_out}; use Decode "
+            "Video with the state of the one that decoded the part before"
         )
-    state.move_vae(vae.device)
     comfy_host.load([vae.patcher], sum(vae_memory(config, stretch.plan, size, vae.network.dtype)))
+    state.decoder = {name: value.to(vae.device) for name, value in state.decoder.items()}
     return state
 
 
@@ -215,6 +233,8 @@ def _decoded(
         frames = pixels[0].movedim(1, 0)[: stretch.num_frames - done]
         start, done = start + size, done + len(frames)
         state.frames_out += len(frames)
+        if stretch.is_last and done == stretch.num_frames:
+            state.decoder = {}
         yield frames
 
 
@@ -232,7 +252,11 @@ class SanaStreamingDecodeVideo(io.ComfyNode):
                 io.Latent.Input("samples", tooltip="Edited latents, from SANA-Streaming Sampler."),
                 fps_input(),
                 crf_input(),
-                io.Audio.Input("audio", optional=True, tooltip="Sound to go along, cut to the length of the video."),
+                io.Audio.Input(
+                    "audio",
+                    optional=True,
+                    tooltip="Sound of the whole source; the part that belongs to these frames goes along.",
+                ),
                 State.Input("state", optional=True, tooltip="From the part before this one."),
             ],
             outputs=[io.Video.Output(display_name="video"), State.Output(display_name="state")],
@@ -252,10 +276,20 @@ class SanaStreamingDecodeVideo(io.ComfyNode):
             state = _open_decoder(vae, samples, state)
             latents, stretch = from_latent(samples, vae.network.config.temporal_factor)
             report = comfy_host.ProgressReport(len(stretch.sizes))
-            rate = Fraction(fps).limit_denominator(1001) if fps else stretch.frame_rate or DEFAULT_RATE
+            own_rate = stretch.frame_rate
+            rate = Fraction(fps).limit_denominator(1001) if fps else own_rate or DEFAULT_RATE
+            rate = closest_rate(rate, own_rate) if own_rate else rate
             path = comfy_host.temporary_video("sana_streaming")
             height, width = (side * vae.network.config.spatial_factor for side in latents.shape[3:])
-            writer = VideoWriter(path, width=width, height=height, frame_rate=rate, crf=crf, audio_from=sound)
+            writer = VideoWriter(
+                path,
+                width=width,
+                height=height,
+                frame_rate=rate,
+                crf=crf,
+                audio_from=sound if own_rate in (rate, None) else None,
+                audio_start=stretch.start,
+            )
             with released_if_stopped(state, path), writer:
                 for pixels in _decoded(vae, samples, state, report):
                     frames = pixels_to_uint8(pixels).cpu()
@@ -301,5 +335,11 @@ class SanaStreamingDecodeImages(io.ComfyNode):
         with comfy_host.explained_memory(f"{MEMORY_KNOBS}, or use Decode Video"):
             state = _open_decoder(vae, samples, None)
             report = comfy_host.ProgressReport(len(from_latent(samples)[1].sizes))
-            images = [pixels_to_image(pixels).cpu() for pixels in _decoded(vae, samples, state, report)]
-        return io.NodeOutput(torch.cat(images))
+            latents, stretch = from_latent(samples, vae.network.config.temporal_factor)
+            size = (side * vae.network.config.spatial_factor for side in latents.shape[3:])
+            images = torch.empty(stretch.num_frames, *size, 3)
+            done = 0
+            for pixels in _decoded(vae, samples, state, report):
+                images[done : done + len(pixels)] = pixels_to_image(pixels)
+                done += len(pixels)
+        return io.NodeOutput(images)

@@ -36,7 +36,8 @@ DEFAULT_NEGATIVE_PROMPT = (
 
 def prompt_text(prompt: str, motion_score: int = 0) -> str:
     """What follows the prefix: the stripped prompt, and the motion score where it is above 0 (``docs/model.md``)."""
-    text = prompt.strip()
+    # Half of a surrogate pair, which a browser may send, is no character that a tokenizer knows.
+    text = prompt.strip().encode("utf-8", "replace").decode("utf-8")
     return f"{text} motion score: {motion_score:d}." if motion_score > 0 else text
 
 

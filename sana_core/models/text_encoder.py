@@ -12,7 +12,7 @@ import importlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -91,6 +91,8 @@ class GemmaTextEncoder:
         self._files = (self.folder / "config.json", _tokenizer_file(self.folder), *_weight_files(self.folder))
         self._cache = None if cache_dir is None else PromptCache(Path(cache_dir))
         self._model: nn.Module | None = None
+        # Called before weights are loaded, for a host that has to make room.
+        self.before_load: Callable[[], None] | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -180,6 +182,8 @@ class GemmaTextEncoder:
     def _compute(self, text: str, prefix: str | None) -> PromptEmbedding:
         input_ids, attention_mask, plan = self.tokenize(text, prefix)
         if self._model is None:
+            if self.before_load is not None:
+                self.before_load()
             self._model = _load_model(self.folder, self.dtype, self.soft_cap).to(self.device)
         hidden_states: Tensor = self._model(
             input_ids=input_ids.to(self.device), attention_mask=attention_mask.to(self.device), use_cache=False

@@ -76,7 +76,7 @@ class FrameStream(ABC, Generic[Result]):
         """
         state, settings = self.state, self.state.settings
         if state.finished:
-            raise InputError("the stream is finished; call reset() to start over, or make a new stream")
+            raise InputError("the stream is finished; start a new one")
         total = settings.total_frames
         if total is not None and state.frames_in + len(frames) > total:
             raise InputError(

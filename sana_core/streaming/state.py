@@ -272,9 +272,12 @@ class StreamState:
         self.decoder = {name: value.to(device) for name, value in self.decoder.items()}
         self.waiting = None if self.waiting is None else self.waiting.to(device)
 
-    def clone(self) -> StreamState:
-        """A copy that goes on by itself. It shares what is replaced but never written to: the VAE's caches, the frames."""
-        return replace(self, dit=copy.deepcopy(self.dit))
+    def clone(self, memory: bool = True) -> StreamState:
+        """A copy that goes on by itself. It shares what is replaced but never written to: the VAE's caches, the frames.
+
+        ``memory=False`` shares the transformer's memory too, for a copy that only encodes or decodes.
+        """
+        return replace(self, dit=copy.deepcopy(self.dit) if memory else copy.copy(self.dit))
 
     def release(self) -> None:
         """Lets go of every tensor; the state cannot go on after this."""
@@ -339,7 +342,8 @@ class StreamState:
         """Takes over settings that decide what was still open; InputError that names the first contradiction."""
         for name, what, remedy in _DIFFERENCES:
             mine, wanted = getattr(self.settings, name), getattr(settings, name)
-            if mine != wanted and mine not in ("", None):
+            undecided = mine in ("", 0) or (mine is None and name == "options")
+            if mine != wanted and not undecided:
                 if isinstance(mine, StreamOptions):
                     what, mine, wanted = mine.first_difference(wanted)
                 raise InputError(f"the stream state was made with {what} {mine}, not {wanted}; {remedy}")
@@ -355,7 +359,7 @@ _DIFFERENCES = (
     ("model_dtype", "a transformer in", "use the dtype that the stream was started with"),
     ("vae_dtype", "a VAE in", "use the dtype that the stream was started with"),
     ("total_frames", "a clip length of", "give the length that the stream was started with"),
-    ("options", "options", "leave it to the saved state"),
+    ("options", "options", "keep it as it was"),
 )
 
 

@@ -6,7 +6,7 @@ square, a player stretches the picture, and this reader warns but does not. Sour
 """
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -133,6 +133,8 @@ def closest_rate(rate: Fraction, source: Fraction) -> Fraction:
 class VideoReader:
     """The frames ``start`` to ``start + max_frames`` of a video file; iterating yields uint8 [H, W, 3], RGB, on the CPU.
 
+    ``on_frame`` is called for every frame that is decoded, dropped ones too; raising from it ends the reading.
+
     One frame is held at a time. Frames before ``start`` are decoded and dropped, so numbers are exact for every file.
     Each iteration begins anew; `close`, or leaving the with-block, ends the one under way. Pixels that the file says are
     not square are taken as square, with one warning in the log.
@@ -142,8 +144,16 @@ class VideoReader:
     ``max_frames`` out of range, and a frame of another size than the first.
     """
 
-    def __init__(self, path: str | Path, *, start: int = 0, max_frames: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        start: int = 0,
+        max_frames: int | None = None,
+        on_frame: Callable[[], None] | None = None,
+    ) -> None:
         self.path = Path(path)
+        self._on_frame = on_frame
         if start < 0:
             raise InputError(f"start is frame {start}: frames are counted from 0")
         if max_frames is not None and max_frames < 1:
@@ -203,6 +213,8 @@ class VideoReader:
         read = 0
         with closing(self._decode()) as decoded:
             for frame in decoded:
+                if self._on_frame is not None:
+                    self._on_frame()
                 if read >= self._start:
                     yield self._upright(frame, read)
                 read += 1

@@ -115,7 +115,7 @@ def test_resume_equals_no_interruption(tmp_path, toy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--seed", 4], "made with seed 0, not 4; leave it to the saved state"),
+        (["--seed", 4], "made with seed 0, not 4; keep it as it was"),
         (["--height", 96, "--width", 64], "height 64, not 96"),
         (["--start-frame", 0], "leave it out with --resume"),
         (["--model", "OTHER"], "transformer of fingerprint"),

@@ -39,7 +39,7 @@ def loaded(host):
 
 
 def encode(vae, source, **changes):
-    settings = {**SIZE, "start_frame": 0, "max_frames": 0, "total_frames": 0, **changes}
+    settings = {**SIZE, "start_frame": 0, "max_frames": 0, "total_frames": 0, "last_part": False, **changes}
     return SanaStreamingEncodeVideo.execute(vae, source, **settings).args
 
 
@@ -107,6 +107,26 @@ def test_three_nodes_equal_the_one(loaded, by_cli):
     assert (state.frames_in, state.frames_out, state.finished) == (60, 60, True)
 
 
+def test_an_endless_stream_ends_with_its_last_part(loaded):
+    model, vae, positive, _ = loaded
+    clip = toys.frames(70, 64, 96)
+    first, encoded = encode(vae, clip, max_frames=40, total_frames=-1)
+    edited, sampled = sample(model, positive, first)
+    _, decoded = decode_video(vae, edited)
+    rest = {"start_frame": 40, "total_frames": -1, "state": encoded}
+    last, encoded = encode(vae, clip, **rest, last_part=True)
+    assert last["samples"].shape[2] == 5
+    edited, sampled = sample(model, positive, last, state=sampled)
+    video, decoded = decode_video(vae, edited, state=decoded)
+    assert len(read(video.file)) == 37
+    for state in (encoded, sampled, decoded):
+        assert not state.encoder or state is not encoded
+        assert state.nbytes < 1_000_000
+    assert (encoded.tensors(), sampled.dit, decoded.decoder) == ({}, None, {})
+    with pytest.raises(InputError, match="a clip length of None, not 48"):
+        encode(vae, clip, start_frame=22, state=rest["state"])
+
+
 @pytest.mark.parametrize("wiring", ["one chain", "side by side"])
 def test_two_parts_over_the_state_sockets_equal_one(loaded, wiring):
     """7 frames beyond a chunk wait in the state; the parts together equal one run, before H.264."""
@@ -149,6 +169,9 @@ def test_a_video_made_of_pictures_is_not_encoded_first(loaded):
 def test_a_trimmed_video_gives_its_window(loaded, tmp_path):
     _, vae, _, _ = loaded
     path = video_files.write_clip(tmp_path / "clip.mp4", toys.frames(50, 64, 96))
+    for window, frames in (((0.0, 0.2), 5), ((0.0, 0.28), 7), ((0.5, 0.52), 13), ((0.05, 0.0), 48)):
+        latent, _ = encode(vae, file_video(path, start_time=window[0], duration=window[1]))
+        assert latent["sana_stream"].num_frames == frames, window
     whole, _ = encode(vae, file_video(path), start_frame=25, max_frames=10)
     window, _ = encode(vae, file_video(path, start_time=0.8, duration=1.0), start_frame=5, max_frames=10)
     assert torch.equal(whole["samples"], window["samples"])
@@ -305,6 +328,24 @@ class TestWrongWiring:
         second, _ = encode(vae, clip, start_frame=57, total_frames=-1, state=encoded)
         with pytest.raises(InputError, match="begin with chunk 2, the decoder goes on with chunk 0"):
             decode_video(vae, second)
+
+    def test_state_of_another_shape(self, loaded):
+        model, vae, positive, _ = loaded
+        clip = toys.frames(100, 64, 96)
+        first, _ = encode(vae, clip, max_frames=57, total_frames=-1)
+        _, sampled = sample(model, positive, first)
+        _, encoded = encode(vae, clip, max_frames=57, total_frames=-1, width=64, height=96)
+        second, _ = encode(vae, clip, start_frame=57, total_frames=-1, width=64, height=96, state=encoded)
+        with pytest.raises(InputError, match="height 64, not 96"):
+            sample(model, positive, second, state=sampled)
+
+    @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.safetensors", "a/../../b.pth", ".", "", "C:\\\\x"])
+    def test_names_that_lead_outside(self, name):
+        for node in (SanaStreamingLoadModel, SanaStreamingLoadVAE, SanaStreamingLoadTextEncoder):
+            assert "is in none of ComfyUI's folders" in node.validate_inputs(name)
+            with pytest.raises(InputError, match="is in none of"):
+                node.fingerprint_inputs(name, *["auto"] * (node.fingerprint_inputs.__func__.__code__.co_argcount - 2))
+            assert node.validate_inputs(None) is True
 
     def test_state_of_another_model(self, loaded):
         from sana_streaming.nodes.sockets import LoadedModel
