@@ -16,7 +16,7 @@ import torch
 
 from ..errors import InputError
 from ..models.causal_vae import CausalVAE
-from ..video.geometry import resize_and_crop
+from ..video.geometry import floor_size, resize_and_crop
 from .chunks import ChunkPlan
 from .state import StreamState
 
@@ -173,5 +173,5 @@ def check_size(height: int, width: int, multiple: int = 32) -> None:
                 f"{name} {size} is too small; the smallest is {smallest}, so use {name} {smallest} instead"
             )
         if size % multiple:
-            usable = size // multiple * multiple
+            usable = floor_size(size, multiple)
             raise InputError(f"{name} {size} is not a multiple of {multiple}; use {name} {usable} instead")
