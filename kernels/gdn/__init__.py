@@ -52,4 +52,6 @@ def gdn(
     Returns:
         Output [B, T, S, h, D] and the memory after the last frame (forward scan only), both at least float32.
     """
-    return IMPLEMENTATIONS[implementation](q, k, v, q_rot, k_rot, beta, decay, memory, eps)
+    # The recurrence multiplies its errors, so it stays wide under autocast.
+    with torch.autocast(q.device.type, enabled=False):
+        return IMPLEMENTATIONS[implementation](q, k, v, q_rot, k_rot, beta, decay, memory, eps)

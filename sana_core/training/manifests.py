@@ -23,7 +23,10 @@ class MissingFileError(InputError, FileNotFoundError):
 
 @dataclass(frozen=True)
 class PairRecord:
-    """A source clip and its edit: two members of a ZIP file, the instruction, and their size in pixels."""
+    """A source clip and its edit: two members of a ZIP file, the instruction, and their size in pixels.
+
+    ``reverse_prompt`` asks for the source again; a manifest may leave it out.
+    """
 
     id: str
     shard: Path
@@ -32,6 +35,7 @@ class PairRecord:
     prompt: str
     width: int
     height: int
+    reverse_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def read_pairs(folder: str | Path) -> list[PairRecord]:
             prompt=row.text("prompt"),
             width=row.size("width"),
             height=row.size("height"),
+            reverse_prompt=row.text("reverse_prompt") if "reverse_prompt" in row.values else None,
         )
     return list(records.values())
 

@@ -12,7 +12,7 @@ import torch
 
 from ..models.dit import BlockState, PromptContext, SanaStreamingDiT
 from ..sampling.flow_match import DISTILLED_TIMESTEPS
-from ..streaming.chunks import cache_capacity
+from ..streaming.chunks import CHUNK_LATENTS, cache_capacity
 from ..streaming.options import StreamOptions
 from ..streaming.state import DiTState
 from .losses import add_noise, sigma_lookup, x0_from_v
@@ -35,9 +35,13 @@ class Prediction(NamedTuple):
 
 
 def new_state(plan: WindowPlan) -> DiTState:
-    """The empty state of one stream over one video; window and sink are the defaults of inference."""
+    """The empty state of one stream over one video; window and sink are the defaults of inference.
+
+    It has room for what a chunk after the last one would read: under training the last chunk is carried on too.
+    """
     window, sink = StreamOptions.num_cached_blocks, StreamOptions.sink_token
-    return DiTState(cache_capacity(plan.boundaries, window, sink), window, sink)
+    boundaries = [*plan.boundaries, plan.boundaries[-1] + CHUNK_LATENTS]
+    return DiTState(cache_capacity(boundaries, window, sink), window, sink)
 
 
 def check_aligned(state: DiTState, window: Window) -> None:

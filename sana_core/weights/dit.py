@@ -67,17 +67,18 @@ def official_state(model: SanaStreamingDiT) -> Iterator[tuple[str, torch.Tensor]
         if ".attn.qkvg." in key:
             yield from _split_fused(key, value, model.config)
         else:
-            yield key, _to_official(key, value, model.config)
+            yield key, to_official(key, value, model.config)
 
 
 def _split_fused(key: str, value: torch.Tensor, config: DiTConfig) -> Iterator[tuple[str, torch.Tensor]]:
     for part, rows in zip(FUSED_PARTS, value.chunk(4), strict=True):
         if key.endswith(".weight") or part == "output_gate":
             name = key.replace(".qkvg.", f".{part}.")
-            yield name, _to_official(name, rows, config)
+            yield name, to_official(name, rows, config)
 
 
-def _to_official(key: str, value: torch.Tensor, config: DiTConfig) -> torch.Tensor:
+def to_official(key: str, value: torch.Tensor, config: DiTConfig) -> torch.Tensor:
+    """A weight of the split layout in the release's shape."""
     kind = _reshaped_kind(key, config)
     if kind == "video":
         return value[..., None, None, None]
@@ -92,7 +93,8 @@ def _to_official(key: str, value: torch.Tensor, config: DiTConfig) -> torch.Tens
     return value
 
 
-def _from_official(key: str, value: torch.Tensor, config: DiTConfig) -> torch.Tensor:
+def from_official(key: str, value: torch.Tensor, config: DiTConfig) -> torch.Tensor:
+    """The inverse of :func:`to_official`."""
     kind = _reshaped_kind(key, config)
     if kind in ("video", "point"):
         return value.flatten(1)
@@ -126,7 +128,7 @@ def model_state(
     """The state dict of :class:`SanaStreamingDiT` from the release's keys, one tensor at a time."""
 
     def part(key: str) -> torch.Tensor:
-        return _from_official(key, official[key], config).to(dtype)
+        return from_official(key, official[key], config).to(dtype)
 
     for key in official:
         match = re.fullmatch(r"(blocks\.\d+\.attn)\.(q|k|v|output_gate)\.(weight|bias)", key)

@@ -7,6 +7,7 @@ were made from, for only there is it known which pixels belong to what.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -359,3 +360,11 @@ _EDITS = (
 
 EDITS: dict[str, Edit] = {edit.name: edit for edit in _EDITS}
 """Every edit by its name."""
+
+
+def instruction_words() -> tuple[str, ...]:
+    """Every word that instructions and reverse instructions can have, sorted; one with hyphens is one word."""
+    parts = [*_ALIASES, *_ALIASES.values(), *COLORS, *BACKGROUND_COLORS, *_BACKGROUND_WORDS.values()]
+    for edit in _EDITS:
+        parts += [re.sub("{[a-z]+}", "", wording) for wording in (*edit.wordings, *edit.reverse_wordings)]
+    return tuple(sorted({word for part in parts for word in part.split()}))
