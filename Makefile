@@ -5,9 +5,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 READY := .venv/.ready
+RECIPES := sana_core/training/recipes
+NANO_VERSION := 1
 TYPECHECK := .cache/typecheck
 
-.PHONY: setup lint test demo bench clean
+.PHONY: setup lint test demo bench nano crr evaluate clean
 
 setup: $(READY)
 
@@ -31,13 +33,30 @@ test: lint
 
 bench: $(READY)
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/startup.py
 
-# A random toy until a trained small model is part of the package: it shows the pipeline, not an edit.
 demo: $(READY)
 	mkdir -p out
-	$(BIN)/python -m sana_streaming toy out/toy
 	$(BIN)/python -m sana_streaming edit "$$($(BIN)/python benchmarks/common.py bigbuckbunny.mp4)" out/demo.mp4 \
-		--model out/toy --prompt "turn it into a watercolour" --height 160 --width 256 --max-frames 97 --sheet out/demo.png
+		--prompt "make it a warm sunset" --max-frames 97 --sheet out/demo.png
+
+# Trains nano anew in out/nano (an interrupted run is gone on with), puts it in place and measures it.
+nano: $(READY)
+	$(BIN)/python -m sana_streaming train-vae $(RECIPES)/nano_vae.yaml --folder out/nano/vae
+	$(BIN)/python -m sana_streaming train $(RECIPES)/nano_dit.yaml --folder out/nano/dit
+	$(BIN)/python -m sana_streaming train $(RECIPES)/nano_crr.yaml --folder out/nano/crr
+	$(BIN)/python -m sana_streaming train $(RECIPES)/nano_long.yaml --folder out/nano/long
+	$(BIN)/python -m sana_streaming train-vae $(RECIPES)/nano_decoder.yaml --folder out/nano/decoder
+	$(BIN)/python -m sana_streaming.sana_core.training.nano out/nano $(NANO_VERSION)
+	$(MAKE) evaluate
+
+evaluate: $(READY)
+	mkdir -p out
+	$(BIN)/python -m sana_streaming evaluate --json benchmarks/results/cpu/nano.json --sheet out/evaluation.png
+
+# Keeps the finished runs in the file; remove it to start anew. About half an hour on one core.
+crr: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sana_streaming.sana_core.training.crr_experiment --seeds 5 --json benchmarks/results/cpu/crr.json
 
 clean:
 	rm -rf .cache out build dist *.egg-info

@@ -13,17 +13,21 @@ from ..sana_core.models.prompt_cache import default_cache_dir
 from ..sana_core.models.text_encoder import GemmaTextEncoder
 from ..sana_core.streaming.sampler import check_streaming
 from ..sana_core.weights.dit import load_dit
+from ..sana_core.weights.nano import nano_folder
 from ..sana_core.weights.toy import make_toy_bundle
 from ..sana_core.weights.vae import load_vae
 from . import comfy_host
 from .sockets import VAE, LoadedModel, LoadedVAE, Model, TextEncoder
 
 CATEGORY = f"{comfy_host.CATEGORY}/loaders"
+NANO = "nano (built in)"
 TOY = "toy (random weights)"
 MODEL_FOLDERS = ("diffusion_models", comfy_host.OWN_FOLDER)
 VAE_FOLDERS = ("vae", comfy_host.OWN_FOLDER)
 TEXT_FOLDERS = ("text_encoders", comfy_host.OWN_FOLDER)
-TOY_TOOLTIP = f"'{TOY}' is a tiny network that edits nothing: it shows that the workflow runs."
+BUILT_IN_TOOLTIP = (
+    f"'{NANO}' comes with the pack: small, fast, trained at 256x160 for a few kinds of edits. '{TOY}' edits nothing."
+)
 
 
 def _toy(part: str) -> Path:
@@ -41,6 +45,8 @@ def _toy(part: str) -> Path:
 
 
 def _path(name: str, part: str, what: str, folders: tuple[str, ...]) -> Path:
+    if name == NANO:
+        return nano_folder() / part
     return _toy(part) if name == TOY else comfy_host.resolve(name, what, *folders)
 
 
@@ -49,7 +55,7 @@ def _offered(name: str | None, what: str, folders: tuple[str, ...]) -> bool | st
     if name is None:
         return True
     try:
-        return name == TOY or bool(comfy_host.resolve(name, what, *folders))
+        return name == TOY or bool(nano_folder() if name == NANO else comfy_host.resolve(name, what, *folders))
     except ValueError as error:
         return str(error)
 
@@ -64,7 +70,7 @@ def _stamp(path: Path) -> tuple[Any, ...]:
 
 
 def _fingerprint(name: str | None, what: str, folders: tuple[str, ...]) -> Any:
-    return name if name in (TOY, None) else _stamp(comfy_host.resolve(str(name), what, *folders))
+    return name if name in (NANO, TOY, None) else _stamp(comfy_host.resolve(str(name), what, *folders))
 
 
 class SanaStreamingLoadModel(io.ComfyNode):
@@ -81,8 +87,9 @@ class SanaStreamingLoadModel(io.ComfyNode):
                 comfy_host.widget(
                     io.Combo,
                     "file",
-                    options=[*files, TOY],
-                    tooltip=f"A file in models/diffusion_models or models/sana_streaming. {TOY_TOOLTIP}",
+                    options=[NANO, *files, TOY],
+                    default=NANO,
+                    tooltip=f"A file in models/diffusion_models or models/sana_streaming. {BUILT_IN_TOOLTIP}",
                 ),
                 comfy_host.widget(
                     io.Combo,
@@ -138,9 +145,10 @@ class SanaStreamingLoadVAE(io.ComfyNode):
                 comfy_host.widget(
                     io.Combo,
                     "file",
-                    options=[*files, TOY],
+                    options=[NANO, *files, TOY],
+                    default=NANO,
                     tooltip="A file in models/vae or models/sana_streaming with its config.json beside it, such as "
-                    f"ltx2_causal_vae_0516/diffusion_pytorch_model.safetensors. {TOY_TOOLTIP}",
+                    f"ltx2_causal_vae_0516/diffusion_pytorch_model.safetensors. {BUILT_IN_TOOLTIP}",
                 ),
                 comfy_host.widget(
                     io.Combo,
@@ -184,9 +192,10 @@ class SanaStreamingLoadTextEncoder(io.ComfyNode):
                 comfy_host.widget(
                     io.Combo,
                     "file",
-                    options=[*comfy_host.folders_with("tokenizer.json", *TEXT_FOLDERS), TOY],
+                    options=[NANO, *comfy_host.folders_with("tokenizer.json", *TEXT_FOLDERS), TOY],
+                    default=NANO,
                     tooltip="A folder in models/text_encoders or models/sana_streaming as downloaded from Hugging Face "
-                    f"(config.json, tokenizer.json, weights). {TOY_TOOLTIP}",
+                    f"(config.json, tokenizer.json, weights). {BUILT_IN_TOOLTIP}",
                 ),
             ],
             outputs=[TextEncoder.Output(display_name="text_encoder")],

@@ -46,7 +46,8 @@ def video_input() -> Any:
 # As for sampling_inputs: the lists that follow are not to be added to.
 def size_inputs() -> list[Any]:
     tooltip = (
-        "Size of the edited video, a multiple of 32. The source is scaled to fill it and cropped. Trained for 1280x704."
+        "Size of the edited video, a multiple of 32. The source is scaled to fill it and cropped. Trained for 1280x704, "
+        "nano for 256x160."
     )
     return [
         comfy_host.widget(io.Int, "width", default=1280, min=64, max=LARGEST, step=32, tooltip=tooltip),

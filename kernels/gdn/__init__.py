@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -52,6 +53,8 @@ def gdn(
     Returns:
         Output [B, T, S, h, D] and the memory after the last frame (forward scan only), both at least float32.
     """
-    # The recurrence multiplies its errors, so it stays wide under autocast.
-    with torch.autocast(q.device.type, enabled=False):
+    # The recurrence multiplies its errors, so it stays wide under autocast, which not every device knows.
+    device = q.device.type
+    narrowed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if narrowed else nullcontext():
         return IMPLEMENTATIONS[implementation](q, k, v, q_rot, k_rot, beta, decay, memory, eps)

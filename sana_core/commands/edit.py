@@ -27,6 +27,7 @@ from ..streaming.options import StreamOptions
 from ..streaming.state import StreamState
 from ..video.reader import FrameSource, PictureFrames, VideoInfo, VideoReader, closest_rate, probe
 from ..video.writer import check_output
+from ..weights import nano
 from ..weights.dit import load_dit
 from ..weights.locate import Components, locate
 from ..weights.random_init import RandomPrompts, random_dit, random_vae
@@ -61,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
     from ..cli import EXIT_OK, EXIT_STOPPED
 
     plan = make_plan(options)
+    if uses_nano(options):
+        print_nano()
     model, vae, prompts, weights = load_networks(options, plan)
     with GracefulStop() as stop, ChunkBar(stop) as bar:
         stream = open_stream(plan, model, vae, prompts, bar)
@@ -213,10 +216,24 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def uses_nano(options: argparse.Namespace) -> bool:
+    """Whether the transformer is the built-in one."""
+    return not options.random_weights and options.model in (None, nano.NAME)
+
+
+def print_nano() -> None:
+    from ..training.data.edits import EDITS
+
+    edits = ", ".join(name.replace("_", " ") for name in EDITS)
+    hint = f"a small model that knows these edits: {edits}; for others name weights by --model"
+    print(f"model: nano (built in), {hint}", flush=True)
+
+
 def wanted_size(options: argparse.Namespace, state: StreamState | None) -> tuple[int, int]:
     saved = state.settings if state else None
-    height = options.height if options.height is not None else saved.height if saved else DEFAULT_HEIGHT
-    width = options.width if options.width is not None else saved.width if saved else DEFAULT_WIDTH
+    default = (nano.HEIGHT, nano.WIDTH) if uses_nano(options) else (DEFAULT_HEIGHT, DEFAULT_WIDTH)
+    height = options.height if options.height is not None else saved.height if saved else default[0]
+    width = options.width if options.width is not None else saved.width if saved else default[1]
     check_size(height, width)
     return height, width
 
@@ -227,9 +244,7 @@ def load_networks(
     """Transformer, VAE, embedded prompts and where they came from; the text encoder is gone before the others come."""
     if options.random_weights:
         return _random_networks(options, plan)
-    if options.model is None:
-        raise InputError("no --model is given; name a checkpoint file, or a folder with dit, vae and text_encoder")
-    files = locate(options.model, options.vae, options.text_encoder)
+    files = locate(options.model or nano.NAME, options.vae, options.text_encoder)
     with GemmaTextEncoder(files.text_encoder, device=plan.device, cache_dir=default_cache_dir()) as text:
         prompts = FixedPrompts(
             text.encode(plan.prompt),

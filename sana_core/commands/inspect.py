@@ -16,12 +16,13 @@ from ..config import DIT_PRESETS, DiTConfig
 def run(options: argparse.Namespace) -> int:
     from ..weights.checkpoint import shapes
     from ..weights.dit import official_shapes, read_dit
+    from ..weights.locate import model_path
 
     if options.model in DIT_PRESETS:
         config = DIT_PRESETS[options.model]
         keys: Mapping[str, tuple[int, ...]] = official_shapes(config)
     else:
-        state, config = read_dit(options.model)
+        state, config = read_dit(model_path(options.model))
         keys = shapes(state)
     described = describe(config, keys)
     try:

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     def train(folder: Path, device: torch.device) -> Path:
         from ..training.edit_training import EditTraining
 
-        return EditTraining(config, folder, device).run()
+        return EditTraining(config, folder, device, log=say).run()
 
     return train_in_folder(options, train)
 
@@ -47,6 +47,11 @@ def train_in_folder(options: argparse.Namespace, train: Callable[[Path, torch.de
         raise OSError(f"a file in {folder} could not be written ({error})") from error
     print(f"wrote {made}")
     return EXIT_OK
+
+
+def say(line: str) -> None:
+    """Prints a line of progress at once, also into a pipe."""
+    print(line, flush=True)
 
 
 def run_folder(options: argparse.Namespace) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..training.config import read_vae_training
-from .train import train_in_folder
+from .train import say, train_in_folder
 
 
 def run(options: argparse.Namespace) -> int:
@@ -17,6 +17,6 @@ def run(options: argparse.Namespace) -> int:
     def train(folder: Path, device: torch.device) -> Path:
         from ..training.vae_training import train_vae
 
-        return train_vae(config, folder, device)
+        return train_vae(config, folder, device, log=say)
 
     return train_in_folder(options, train)

@@ -89,3 +89,8 @@ def chunk_starts(plan: ChunkPlan, num_frames: int) -> list[int]:
         chunk += 1
         position += plan.pixel_frames(chunk)
     return starts
+
+
+def latent_starts(plan: ChunkPlan, num_frames: int) -> list[int]:
+    """The first pixel frame of every latent frame but the first one."""
+    return list(range(1, num_frames, plan.temporal_factor))

@@ -21,7 +21,7 @@ from ..training.data.sources import (
     held_out_clips,
     held_out_samples,
 )
-from .editor import Editor, chunk_starts
+from .editor import Editor, chunk_starts, latent_starts
 from .metrics import boundary_jump, clip_psnr, frame_errors, masked_psnr, psnr, squared_steps, warping_error
 
 NUM_CLIPS = len(HELD_OUT_WINDOWS) + len(HELD_OUT_PHOTOGRAPHS) + len(HELD_OUT_SEEDS)
@@ -40,6 +40,7 @@ class SampleScores:
         source_psnr_inside, source_psnr_outside: the same of the source.
         warping_error, truth_warping_error: along the known motion, root mean square in grey levels; None for real clips.
         boundary_jump: 1 is as even as the truth; None for a clip of one chunk, or one that stands still.
+        seam_jump: the same against the boundaries of latent frames inside chunks alone.
     """
 
     clip: str
@@ -56,14 +57,20 @@ class SampleScores:
     warping_error: float | None
     truth_warping_error: float | None
     boundary_jump: float | None
+    seam_jump: float | None
 
 
 class ClipScorer:
-    """Scores of the edits of one clip. ``samples`` are all of its samples, ``starts`` the first frames of later chunks."""
+    """Scores of the edits of one clip.
 
-    def __init__(self, samples: Sequence[Sample], starts: Sequence[int]) -> None:
+    ``samples`` are all of its samples, ``starts`` the first frames of later chunks, ``latents`` those of later latent
+    frames.
+    """
+
+    def __init__(self, samples: Sequence[Sample], starts: Sequence[int], latents: Sequence[int] = ()) -> None:
         shot = samples[0].clip.shot
         self.starts = starts
+        self.latents = latents
         self.truths = {sample.edit: sample.truth for sample in samples if sample.mask is None}
         self.motion = shot.motion() if shot else None
 
@@ -71,6 +78,7 @@ class ClipScorer:
         """``output`` is uint8 [F, H, W, 3]. Raises InputError where it is not as long and as large as the truth."""
         truth, source, mask = sample.truth, sample.source, sample.mask
         outside = None if mask is None else ~mask
+        steps, truth_steps = squared_steps(output), squared_steps(truth)
         return SampleScores(
             clip=sample.clip.name,
             edit=sample.edit,
@@ -85,7 +93,8 @@ class ClipScorer:
             source_psnr_outside=_over(outside, source, truth),
             warping_error=self._warping(output),
             truth_warping_error=self._warping(truth),
-            boundary_jump=boundary_jump(squared_steps(output), squared_steps(truth), self.starts),
+            boundary_jump=boundary_jump(steps, truth_steps, self.starts),
+            seam_jump=boundary_jump(steps, truth_steps, self.starts, self.latents),
         )
 
     def nearest(self, output: Tensor) -> str:
@@ -141,7 +150,8 @@ def measure_round_trip(editor: Editor, clip: Clip) -> float:
 def measure_clip(editor: Editor, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Tensor, SampleScores]]:
     """Runs the samples of one clip: gives each with its output frames and its scores."""
     num_frames = len(samples[0].source)
-    scorer = ClipScorer(samples, chunk_starts(editor.plan(num_frames), num_frames))
+    plan = editor.plan(num_frames)
+    scorer = ClipScorer(samples, chunk_starts(plan, num_frames), latent_starts(plan, num_frames))
     for sample in samples:
         output = torch.cat(list(editor.edit([sample.source], sample.instruction, num_frames)))
         yield sample, output, scorer.score(sample, output)

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..training.data.edits import EDITS
 from ..training.data.scenes import Scene, Shot, make_scene
 from ..training.data.sources import HELD_OUT_SEEDS
-from .editor import Editor, chunk_starts
+from .editor import Editor, chunk_starts, latent_starts
 from .metrics import boundary_jump, frame_errors, psnr, squared_steps
 
 LOOP_EDIT = "sepia"
@@ -26,7 +26,8 @@ class LongRunScores:
     """A looped clip through a live stream.
 
     ``psnr_start`` and ``psnr_end`` are in dB to the true edit, over the first and the last ``period`` frames, whose
-    sources are the same pictures; ``difference`` is end less start. ``boundary_jump`` is over all chunks.
+    sources are the same pictures; ``difference`` is end less start. ``boundary_jump`` is over all chunks,
+    ``seam_jump`` the same against the boundaries of latent frames inside chunks alone.
     """
 
     clip: str
@@ -38,6 +39,7 @@ class LongRunScores:
     psnr_end: float
     difference: float
     boundary_jump: float | None
+    seam_jump: float | None
 
 
 def check_loop_frames(num_frames: int) -> None:
@@ -70,6 +72,8 @@ def measure_long_run(
         on_frames(len(output))
     by_frame = torch.cat(errors)
     start, end = psnr(float(by_frame[:period].mean())), psnr(float(by_frame[-period:].mean()))
+    plan, both = editor.plan(None), (torch.cat(steps), torch.cat(truth_steps))
+    starts = chunk_starts(plan, len(by_frame))
     return LongRunScores(
         clip=f"scene {_SEED}",
         edit=LOOP_EDIT,
@@ -79,9 +83,8 @@ def measure_long_run(
         psnr_start=start,
         psnr_end=end,
         difference=end - start,
-        boundary_jump=boundary_jump(
-            torch.cat(steps), torch.cat(truth_steps), chunk_starts(editor.plan(None), len(by_frame))
-        ),
+        boundary_jump=boundary_jump(*both, starts),
+        seam_jump=boundary_jump(*both, starts, latent_starts(plan, len(by_frame))),
     )
 
 

@@ -69,23 +69,33 @@ def squared_steps(frames: Tensor) -> Tensor:
     return frame_errors(frames[1:], frames[:-1])
 
 
-def boundary_jump(steps: Tensor, truth_steps: Tensor, starts: Sequence[int]) -> float | None:
+def boundary_jump(
+    steps: Tensor, truth_steps: Tensor, starts: Sequence[int], others: Sequence[int] | None = None
+) -> float | None:
     """How much more a clip changes across chunk boundaries than inside chunks, over the same ratio of the truth.
 
     ``steps`` and ``truth_steps`` are `squared_steps`, [F-1]; ``starts`` are the first frames of all chunks but the first
-    one. 1 is as even as the truth. None where a ratio does not exist: one chunk only, or a clip that stands still.
+    one. ``others`` narrows what they are compared with to the steps onto these frames, such as the first ones of latent
+    frames. 1 is as even as the truth. None where a ratio does not exist: one chunk only, or a clip that stands still.
     """
-    ratio, truth_ratio = _step_ratio(steps, starts), _step_ratio(truth_steps, starts)
+    ratio, truth_ratio = _step_ratio(steps, starts, others), _step_ratio(truth_steps, starts, others)
     return ratio / truth_ratio if ratio is not None and truth_ratio else None
 
 
-def _step_ratio(steps: Tensor, starts: Sequence[int]) -> float | None:
-    across = torch.zeros(len(steps), dtype=torch.bool)
-    across[torch.tensor([start - 1 for start in starts], dtype=torch.long)] = True
-    if not across.any() or across.all():
+def _step_ratio(steps: Tensor, starts: Sequence[int], others: Sequence[int] | None) -> float | None:
+    across = _onto(starts, len(steps))
+    inside = ~across if others is None else _onto(others, len(steps)) & ~across
+    if not across.any() or not inside.any():
         return None
-    inside = float(steps[~across].mean())
-    return float(steps[across].mean()) / inside if inside > 0 else None
+    change = float(steps[inside].mean())
+    return float(steps[across].mean()) / change if change > 0 else None
+
+
+def _onto(frames: Sequence[int], num_steps: int) -> Tensor:
+    """bool [num_steps], the steps whose second frame is one of ``frames``."""
+    chosen = torch.zeros(num_steps, dtype=torch.bool)
+    chosen[torch.tensor([frame - 1 for frame in frames], dtype=torch.long)] = True
+    return chosen
 
 
 def _differences(frames: Tensor, truth: Tensor) -> Iterator[Tensor]:

@@ -26,6 +26,8 @@ DEFINITIONS = {
     "motion, where it is seen in both; truth_warping_error is the true edit's own",
     "boundary_jump": "mean squared difference of consecutive frames across chunk boundaries over that inside chunks, "
     "divided by the same ratio of the truth; averages are of the clips' values",
+    "seam_jump": "the same, but only the boundaries of latent frames inside chunks are compared with: the VAE makes all "
+    "frames of a latent frame together, so every latent frame begins with a step, and a seam is what chunks add to it",
     "vae_round_trip": "psnr of the source encoded and decoded as a stream by the VAE alone",
     "long_run": "psnr over the first and the last period frames of a looped clip in a live stream, of the same source "
     "pictures; difference is end less start",
@@ -40,6 +42,7 @@ AVERAGED = (
     "warping_error",
     "truth_warping_error",
     "boundary_jump",
+    "seam_jump",
 )
 
 
@@ -121,6 +124,7 @@ class Report:
             "warping",
             "truth",
             "jump",
+            "seam",
             "nearest",
         )
         rows = [heads, *(_row(name, values) for name, values in self.by_edit().items())]
@@ -136,7 +140,8 @@ class Report:
         if run := self.long_run:
             lines.append(
                 f"long run        {run.frames} frames, {run.edit}: {run.psnr_start:.2f} dB at the start, "
-                f"{run.psnr_end:.2f} at the end ({run.difference:+.2f}); boundary jump {_number(run.boundary_jump)}"
+                f"{run.psnr_end:.2f} at the end ({run.difference:+.2f}); boundary jump {_number(run.boundary_jump)}, "
+                f"seam {_number(run.seam_jump)}"
             )
         taken = [
             f"{asked} for {nearest} ({count})"
@@ -158,6 +163,7 @@ def _row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
         "warping_error",
         "truth_warping_error",
         "boundary_jump",
+        "seam_jump",
     )
     judged = values["nearest_of"]
     nearest = "-" if judged is None else f"{values['nearest_own']}/{judged}"

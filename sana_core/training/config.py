@@ -12,6 +12,7 @@ import torch
 
 from ..config import DIT_PRESETS, DiTConfig, VAEConfig
 from ..errors import InputError
+from ..weights.vae import load_vae
 from .config_reader import limited, read_settings
 from .reverse import CRR_WEIGHT
 from .trainer import TrainerOptions
@@ -135,6 +136,8 @@ class EditTrainingConfig:
     crop: side in pixels of a square cut out of each clip before it is encoded; null for whole clips.
     lora: null trains the whole network.
     latents: null encodes clips afresh for each step.
+    most_gap: up to so many latent frames are left out after a clip's first chunk, to teach streams that are longer.
+    most_laps: up to so many times a clip's later chunks go through the state before they are trained on.
     autocast: what matrix products of the trained part compute in; weights and their updates stay float32.
     dtype: of the parts that are not trained; auto is float32 on the CPU and bfloat16 elsewhere.
     save_dtype: of the file that a run ends with.
@@ -150,6 +153,8 @@ class EditTrainingConfig:
     crop: int | None = limited(1, default=None)
     lora: LoraSettings | None = None
     crr_weight: float = limited(0, default=CRR_WEIGHT)
+    most_gap: int = limited(0, default=0)
+    most_laps: int = limited(0, default=0)
     latents: LatentsCache | None = None
     autocast: Literal["float32", "bfloat16"] = "float32"
     dtype: FrozenDtype = "auto"
@@ -165,25 +170,31 @@ class EditTrainingConfig:
 class VAETrainingConfig:
     """A run of ``train-vae``.
 
-    vae: keys of the VAE's config.json.
+    vae: keys of the config.json of a new VAE.
+    decoder_of: a VAE, in place of a new one, whose decoder is trained further; its latents stay what they are.
     init: principal components of the first ``init_clips`` clips, or random weights.
     latent_noise: deviation of noise on the latents, in their units.
     kl_weight: of the mean square of the latents, halved: the divergence of a posterior of fixed width from the prior.
+    change_weight: of the error of the change from frame to frame; it keeps the borders of latent frames from flickering.
     """
 
-    vae: Mapping[str, Any]
     data: VideoData
     size: ClipSize
     trainer: TrainerOptions
+    vae: Mapping[str, Any] | None = None
+    decoder_of: Path | None = None
     init: Literal["pca", "random"] = "pca"
     init_clips: int = limited(1, default=16)
     batch: int = limited(1, default=1)
     crop: int | None = limited(1, default=None)
     latent_noise: float = limited(0, default=0.0)
     kl_weight: float = limited(0, default=0.0)
+    change_weight: float = limited(0, default=0.0)
     save_dtype: SavedDtype = "float16"
 
     def __post_init__(self) -> None:
+        if (self.vae is None) == (self.decoder_of is None):
+            raise InputError("give either vae, the sizes of a new one, or decoder_of, the folder of one")
         if self.size.bucket:
             raise InputError("size.bucket is true; a VAE is trained on one size: give height and width")
         factor = self.sizes().temporal_factor
@@ -193,7 +204,9 @@ class VAETrainingConfig:
         _check_crop(self.crop, self.size)
 
     def sizes(self) -> VAEConfig:
-        return VAEConfig.from_dict({"decoder_causal": True, **self.vae})
+        if self.decoder_of is not None:
+            return load_vae(self.decoder_of).config
+        return VAEConfig.from_dict({"decoder_causal": True, **(self.vae or {})})
 
 
 def read_edit_training(path: str | Path, steps: int | None = None) -> EditTrainingConfig:
@@ -209,11 +222,17 @@ def read_vae_training(path: str | Path, steps: int | None = None) -> VAETraining
 
 
 def identity(config: EditTrainingConfig | VAETrainingConfig) -> dict[str, Any]:
-    """What must be the same for a run to go on, as JSON: all but the trainer's options and the dtype of the result."""
-    values = dataclasses.asdict(config) | {"seed": config.trainer.seed}
-    for name in ("trainer", "save_dtype"):
-        del values[name]
-    plain: dict[str, Any] = _plain(values)
+    """What must be the same for a run to go on, as JSON: all but the trainer's options and the dtype of the result.
+
+    Defaults are left out, so that runs survive new options.
+    """
+    kept = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in ("trainer", "save_dtype") and getattr(config, field.name) != field.default
+    ]
+    values = dataclasses.asdict(config)
+    plain: dict[str, Any] = _plain({name: values[name] for name in kept} | {"seed": config.trainer.seed})
     return plain
 
 
@@ -258,4 +277,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value.resolve()) if isinstance(value, Path) else value

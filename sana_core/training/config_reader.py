@@ -32,7 +32,7 @@ class Limits:
         return self.least <= value <= self.most
 
     def __str__(self) -> str:
-        return f"{self.least:g} to {self.most:g}" if self.most < math.inf else f"{self.least:g} or more"
+        return f" from {self.least:g} to {self.most:g}" if self.most < math.inf else f", {self.least:g} or more"
 
 
 def limited(least: float, most: float = math.inf, *, default: Any = dataclasses.MISSING) -> Any:
@@ -54,10 +54,20 @@ def read_settings(path: str | Path, kind: type[Settings]) -> Settings:
 def _load(path: Path) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that is there twice, of which YAML would drop one without a word."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise InputError(f"{path}: key {key} is there {keys.count(key)} times; keep one of them")
+            return super().construct_mapping(node, deep)
+
     if not path.is_file():
         raise InputError(f"{path} is not there or not a file; give a training config in YAML")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except yaml.YAMLError as error:
@@ -121,7 +131,7 @@ class _Reader:
         return tuple(self.value(item, kind, key, limits) for item, kind in zip(value, kinds, strict=True))
 
     def _scalar(self, value: Any, kind: type[Any], key: str, limits: Limits | None) -> Any:
-        accepted = _NAMES[kind] + (f" from {limits}" if limits else "")
+        accepted = f"{_NAMES[kind]}{limits or ''}"
         if kind is float:
             value = _number(value)
         fits = type(value) in ((str,) if kind is Path else (kind,)) and value != ""

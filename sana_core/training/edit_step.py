@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..models.dit import PromptContext, SanaStreamingDiT
 from .losses import add_noise, flow_loss, pair_timesteps, sigma_lookup, x0_from_v
-from .passes import TIMESTEPS, carry_on, draw_step, new_state, normal_like, predict
+from .passes import TIMESTEPS, carry_on, draw_step, leap, new_state, normal_like, predict
 from .reverse import ReverseStream, check_weight, weighted_crr
 from .windows import WindowPlan, plan_windows
 
@@ -42,24 +42,42 @@ def edit_losses(
     *,
     generator: torch.Generator,
     crr_weight: float,
+    most_gap: int = 0,
+    most_laps: int = 0,
 ) -> dict[str, Tensor]:
     """``loss`` = ``flow`` + ``crr``, scalars; ``crr`` is weighted already, and left out where the weight is 0.
 
     ``prompt_context`` makes the prompts of a batch readable with the network's present weights. All noise and all
-    timesteps come from ``generator``. Raises InputError for a weight that is not 0 or more, and for another weight than 0
+    timesteps come from ``generator``. ``most_gap``: up to so many latent frames are left out after the first chunk
+    (:func:`draw_gap`), in both directions, so that few chunks teach what a long stream needs. ``most_laps``: up to so many
+    times the true edit of all chunks but the first goes through the state beforehand, without gradient, which fills the
+    memory as a long stream does. Raises InputError for a weight that is not 0 or more, and for another weight than 0
     without reverse prompts.
     """
     check_weight(crr_weight, batch.reverse_prompts is not None)
     num_frames = batch.source.shape[2]
     plan = plan_windows(num_frames, chunk_size=num_frames)
-    flow, edited = _flow_matching(model, prompt_context(batch.prompts), batch, plan, generator)
+    gap = draw_gap(most_gap, generator) if most_gap else 0
+    laps = _draw_laps(most_laps, generator) if most_laps else 0
+    flow, edited = _flow_matching(model, prompt_context(batch.prompts), batch, plan, gap, laps, generator)
     if crr_weight == 0:
         return {"loss": flow, "flow": flow}
     assert batch.reverse_prompts is not None
     way_back, step_index = prompt_context(batch.reverse_prompts), draw_step(generator)
-    reverse, (window,) = ReverseStream(model, plan), plan.windows
+    reverse, (window,) = ReverseStream(model, plan, gap=gap), plan.windows
     crr = weighted_crr(reverse, crr_weight, batch.source, edited, way_back, window, step_index, generator)
     return {"loss": flow + crr, "flow": flow, "crr": crr}
+
+
+def draw_gap(most: int, generator: torch.Generator) -> int:
+    """0 to ``most``, small gaps as likely as large ones on a logarithmic scale."""
+    share = float(torch.rand((), generator=generator, device=generator.device))
+    return round((most + 1) ** share) - 1
+
+
+def _draw_laps(most: int, generator: torch.Generator) -> int:
+    """0 to ``most``, each as likely as the others."""
+    return int(torch.randint(most + 1, (), generator=generator, device=generator.device))
 
 
 def draw_timesteps(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -77,21 +95,32 @@ def draw_timesteps(count: int, generator: torch.Generator) -> tuple[Tensor, Tens
 
 
 def _flow_matching(
-    model: SanaStreamingDiT, prompt: PromptContext, batch: EditBatch, plan: WindowPlan, generator: torch.Generator
+    model: SanaStreamingDiT,
+    prompt: PromptContext,
+    batch: EditBatch,
+    plan: WindowPlan,
+    gap: int,
+    laps: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """(loss, the network's clean estimate of the whole clip without gradient [B, C, T, H, W])."""
     state = new_state(plan)
     timestep, sigma = (x.to(batch.source.device) for x in draw_timesteps(len(batch.source), generator))
     velocities, noises, cleans = [], [], []
     sizes = plan.windows[0].chunk_sizes
-    for source, target in zip(batch.source.split(sizes, 2), batch.target.split(sizes, 2), strict=True):
+    chunks = list(zip(batch.source.split(sizes, 2), batch.target.split(sizes, 2), strict=True))
+    for source, target in chunks:
         eps = normal_like(target, generator)
         x = add_noise(target, eps, sigma)
         velocity, _ = predict(model, state, prompt, x, timestep, source)
         clean = x0_from_v(x, velocity, sigma).detach()
         # Nothing reads the state after the last chunk.
-        if state.num_frames + clean.shape[2] < plan.num_frames:
+        if len(cleans) + 1 < len(sizes):
             carry_on(model, state, prompt, clean, source, generator)
+            leap(state, gap)
+        if not cleans:
+            for past_source, past in laps * chunks[1:]:
+                carry_on(model, state, prompt, past, past_source, generator)
         velocities.append(velocity)
         noises.append(eps)
         cleans.append(clean)

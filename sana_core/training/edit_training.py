@@ -88,6 +88,8 @@ class EditTraining:
                 batch,
                 generator=seeded(self.config.trainer.seed, step),
                 crr_weight=self.config.crr_weight,
+                most_gap=self.config.most_gap,
+                most_laps=self.config.most_laps,
             )
 
     def batch(self, step: int) -> EditBatch:
@@ -121,7 +123,7 @@ class EditTraining:
     def _made_by(self) -> str:
         """Everything that the latents of a pair depend on."""
         settings = identity(self.config)
-        kept = {name: settings[name] for name in ("data", "size", "crop", "seed", "dtype")}
+        kept = {name: settings.get(name) for name in ("data", "size", "crop", "seed", "dtype")}
         return json.dumps([self.vae.fingerprint, kept], sort_keys=True)
 
 
@@ -170,13 +172,12 @@ def start_model(config: EditTrainingConfig, device: torch.device) -> SanaStreami
 
 def _fill(model: SanaStreamingDiT, config: EditTrainingConfig) -> None:
     if config.model.init == "random":
-        start = keep_init if config.model.init == "keep" else initialize
-        start(model, config.trainer.seed)
+        initialize(model, config.trainer.seed)
         return
     try:
         keep_init(model, config.trainer.seed)
     except ValueError as error:
-        raise InputError(f"model.init is keep, but {error}; make it larger, or use init: random") from error
+        raise InputError(f"model.init is keep, but {error}; make it so, or use init: random") from error
 
 
 def check_fit(config: EditTrainingConfig, model: SanaStreamingDiT, vae: CausalVAE, prompts: Prompts) -> None:

@@ -23,17 +23,15 @@ def keep_init(model: SanaStreamingDiT, seed: int) -> None:
     """Fills ``model`` so that every branch adds nothing and the velocity is about noisy minus source latents.
 
     At full noise that is the exact answer to "keep the video as it is"; every edit is learned as a difference from it.
-    ValueError for more or fewer source channels than noisy ones, and for a ``hidden_size`` that is not at least 2 above
+    ValueError unless the network takes as many source channels as noisy ones, and has a ``hidden_size`` at least 2 above
     both together.
     """
     width, channels = model.config.hidden_size, model.config.in_channels
-    inputs = channels + model.config.source_channels
     if model.config.source_channels != channels:
-        raise ValueError(f"source_channels {model.config.source_channels} are not as many as in_channels {channels}")
+        raise ValueError(f"source_channels {model.config.source_channels} must be in_channels, {channels}")
+    inputs = 2 * channels
     if width < inputs + 2:
-        raise ValueError(
-            f"hidden_size {width} is too small to hold {inputs} channels and a constant: {inputs + 2} or more"
-        )
+        raise ValueError(f"hidden_size {width} must be {inputs + 2} or more, for {inputs} channels and a constant")
     randomize(model, seed)
     for block in model.blocks:
         _silence(cast(DiTBlock, block))
@@ -45,11 +43,11 @@ def keep_init(model: SanaStreamingDiT, seed: int) -> None:
     embed, last = model.x_embedder.proj, model.final_layer
     embed.weight.copy_(_SIGNAL * directions[:, :inputs])
     embed.bias.copy_(directions[:, inputs] * width**0.5)
-    noisy, source = directions[:, :channels], directions[:, channels:inputs]
+    noisy, source = directions[:, :channels], directions[:, channels : 2 * channels]
     last.linear.weight.copy_((noisy - source).T / _SIGNAL)
     last.linear.bias.zero_()
     last.scale_shift_table.zero_()
-    for layer in (model.t_embedder.mlp[2], model.t_block[1]):
+    for layer in (cast(nn.Linear, model.t_embedder.mlp[2]), cast(nn.Linear, model.t_block[1])):
         layer.weight.mul_(_TIME)
         layer.bias.zero_()
 

@@ -1,9 +1,9 @@
-"""Puts what the three runs of ``make nano`` made into the package: ``python -m ...training.nano out/nano VERSION``."""
+"""Puts what the runs of ``make nano`` made into the package: ``python -m ...training.nano RUNS VERSION``."""
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from ..weights.nano import FOLDER, write_manifest
@@ -13,8 +13,8 @@ from .vae_training import VAE_FOLDER
 
 
 def install(runs: Path, version: str, folder: Path = FOLDER) -> None:
-    """Copies the results of the runs ``vae`` and ``crr`` in ``runs``; makes the text encoder and the manifest."""
-    for result, name in ((runs / "crr" / MODEL_FOLDER, "dit"), (runs / "vae" / VAE_FOLDER, "vae")):
+    """Copies the results of the runs ``decoder`` and ``long`` in ``runs``; makes the text encoder and the manifest."""
+    for result, name in ((runs / "long" / MODEL_FOLDER, "dit"), (runs / "decoder" / VAE_FOLDER, "vae")):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for file in result.iterdir():
             # The contents alone: run folders are private to whoever trained.
@@ -24,4 +24,8 @@ def install(runs: Path, version: str, folder: Path = FOLDER) -> None:
 
 
 if __name__ == "__main__":
-    install(Path(sys.argv[1]), sys.argv[2])
+    parser = argparse.ArgumentParser(description="Put a trained nano into the package.")
+    parser.add_argument("runs", type=Path, help="folder of the runs")
+    parser.add_argument("version", help="of the trained files")
+    options = parser.parse_args()
+    install(options.runs, options.version)

@@ -13,7 +13,7 @@ import torch
 from ..errors import InputError
 from ..models.dit import PromptContext, SanaStreamingDiT
 from .losses import flow_loss, sigma_lookup
-from .passes import TIMESTEPS, Prediction, check_aligned, denoise_once, new_state, timesteps_like
+from .passes import TIMESTEPS, Prediction, check_aligned, denoise_once, leap, new_state, timesteps_like
 from .windows import Window, WindowPlan
 
 CRR_WEIGHT = 0.5
@@ -26,11 +26,13 @@ class ReverseStream:
         model: the generator.
         plan: the windows of the video.
         detach: keep the gradient out of the edited latents, as the release does. False is an experiment.
+        gap: latent frames that are left out after the first chunk (:func:`~.passes.leap`); for videos of one window.
     """
 
-    def __init__(self, model: SanaStreamingDiT, plan: WindowPlan, *, detach: bool = True) -> None:
+    def __init__(self, model: SanaStreamingDiT, plan: WindowPlan, *, detach: bool = True, gap: int = 0) -> None:
         self.model = model
         self.detach = detach
+        self.gap = gap
         self.state = new_state(plan)
 
     def step(
@@ -48,7 +50,9 @@ class ReverseStream:
         condition = edited.detach() if self.detach else edited
         timestep = timesteps_like(TIMESTEPS[step_index], source)
         sigma = sigma_lookup(timestep)
-        return denoise_once(self.model, self.state, prompt, source, condition, timestep, sigma, generator)
+        prediction = denoise_once(self.model, self.state, prompt, source, condition, timestep, sigma, generator)
+        leap(self.state, self.gap)
+        return prediction
 
     def run_window(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models.causal_vae import CausalVAE
-from ..models.vae_layers import CausalConv3d, ResidualBlock
+from ..models.vae_layers import CausalConv3d, Downsampler, ResidualBlock, Upsampler
 
 # Samplers each way, each of which merges or splits two frames; so a latent frame stands for this many frames.
 _LEVELS = 3
@@ -28,8 +28,8 @@ _LOG_VARIANCE = -6.0
 # The place in a causal kernel of the position itself: the last frame, the middle row and column.
 _HERE = (..., 2, 1, 1)
 _MOST_BOXES_PER_CLIP = 640
-# Keeps channels that never change from a division by zero.
-_LEAST_DEVIATION = 1e-12
+# Keeps clips without contrast, and channels that never change, from a division by zero.
+_LEAST_SPREAD = 1e-12
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def calibrate(vae: CausalVAE, clips: Iterable[Tensor]) -> None:
     channels = vae.config.latent_channels
     means = [vae.moments(to_video(clip))[:, :channels].movedim(1, 0).flatten(1) for clip in clips]
     values = torch.cat(means, 1)
-    deviation = values.std(1).clamp_min(_LEAST_DEVIATION)
+    deviation = values.std(1).clamp_min(_LEAST_SPREAD)
     scale = deviation.sqrt()
     scale *= (deviation / scale).square().mean().sqrt()
     vae.latents_mean.copy_(values.mean(1))
@@ -107,8 +107,9 @@ def _set_encoder(vae: CausalVAE, spatial: Tensor, mean: Tensor, coefficients: Te
     kept = encoder.conv_in.conv.out_channels - 1
     basis = spatial[:, :kept]
     _set_here(encoder.conv_in, basis.T, -basis.T @ mean, constant=True)
-    for block in encoder.down_blocks:
-        _zero(block.downsamplers[0].conv)
+    for module in encoder.modules():
+        if isinstance(module, Downsampler):
+            _zero(module.conv)
     channels = vae.config.latent_channels
     components = _components(coefficients[..., :kept].flatten(1), channels).unflatten(0, (-1, kept))
     # Channel ((c, a1), a2), a3 of the merged frames is coefficient c of frame 4 a3 + 2 a2 + a1.
@@ -118,7 +119,7 @@ def _set_encoder(vae: CausalVAE, spatial: Tensor, mean: Tensor, coefficients: Te
     gain = _gain(kept + 1)
     weight = torch.zeros(channels + 1, merged[0].numel())
     # Latents of order 1: the spread of all eight frames' coefficients is shared by few.
-    scale = coefficients.square().sum((1, 2)).mean().div(channels).rsqrt()
+    scale = coefficients.square().sum((1, 2)).mean().div(channels).clamp_min(_LEAST_SPREAD).rsqrt()
     weight[:channels] = merged.flatten(1) * gain * scale
     bias = torch.zeros(channels + 1)
     bias[channels] = _LOG_VARIANCE
@@ -137,7 +138,8 @@ def _set_decoder(vae: CausalVAE, spatial: Tensor, mean: Tensor, coefficients: Te
     # Undoes the encoder's map, whose rows are orthogonal.
     synthesis = latent.T / latent.square().sum(1)
     _set_here(decoder.conv_in, torch.eye(width)[:, : latent.shape[0]], torch.zeros(width), constant=True)
-    for level, block in enumerate(decoder.up_blocks):
+    samplers = [module for module in decoder.modules() if isinstance(module, Upsampler)]
+    for level, sampler in enumerate(samplers):
         half = 2 ** (_LEVELS - 1 - level)
         # [half * width, code]: the code of a half keeps the widest directions of its frames' coefficients.
         spans = coefficients.unflatten(1, (-1, half)).flatten(2).flatten(0, 1)
@@ -147,7 +149,7 @@ def _set_decoder(vae: CausalVAE, spatial: Tensor, mean: Tensor, coefficients: Te
         for a in range(2):
             children[:width, a, : synthesis.shape[1]] = basis.T @ parts[a]
         children[width, :, width] = 1
-        _set_here(block.upsamplers[0].conv, children.flatten(0, 1), torch.zeros(2 * (width + 1)))
+        _set_here(sampler.conv, children.flatten(0, 1), torch.zeros(2 * (width + 1)))
         synthesis = basis
     weight = torch.zeros(spatial.shape[0], width + 1)
     weight[:, :width] = spatial * _gain(width + 1)

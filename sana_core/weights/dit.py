@@ -235,12 +235,16 @@ def read_dit(path: str | Path) -> tuple[dict[str, torch.Tensor], DiTConfig]:
     """
     path = dit_file(path)
     state, metadata = read_checkpoint(path)
-    state = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return state, checked_config(state, metadata, path)
+
+
+def checked_config(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: Path) -> DiTConfig:
+    """The config of the official ``state`` read from ``path``; CheckpointError unless keys, shapes and dtypes are right."""
     config = _read_config(path, metadata) or infer_config(shapes(state), path)
     # First, since a quantized file also has keys of its own.
     check_dtypes({key: value for key, value in state.items() if key not in DEAD_KEYS}, path)
     check_keys(official_shapes(config), shapes(state), path, optional=DEAD_KEYS)
-    return state, config
+    return config
 
 
 def _read_config(path: Path, metadata: Mapping[str, str]) -> DiTConfig | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ red orange yellow green blue purple pink black white gray brown gold silver wood
 watercolor painting oil sketch pencil cartoon anime comic pixel clay film noir cinematic vintage realistic
 bright dark warm cold soft sharp small large old new left right top bottom
 """
+_DEFAULT_WORDS = f"{_EDIT_WORDS} {PROMPT_PREFIX} {DEFAULT_NEGATIVE_PROMPT}"
 
 
 def make_toy_text_encoder(
@@ -45,17 +46,22 @@ def make_toy_text_encoder(
     num_key_value_heads: int = 2,
     head_dim: int = 16,
     intermediate_size: int = 128,
+    sliding_window: int = 4096,
+    words: Iterable[str] | None = None,
+    lowercase: bool = False,
 ) -> Path:
     """Writes a toy encoder for ``GemmaTextEncoder`` into ``folder``, made if absent, and returns it; well under 1 MB.
 
-    One seed and one set of sizes give one set of bytes. ``num_heads`` must be a multiple of ``num_key_value_heads`` and
-    ``head_dim`` even.
+    One seed and one set of sizes and words give one set of bytes. ``num_heads`` must be a multiple of
+    ``num_key_value_heads`` and ``head_dim`` even. Each of ``words`` is one token, parts of a word joined by hyphens too;
+    without them, usual words of edits and the words of the prefix and of the default negative prompt are. With
+    ``lowercase`` no token has a capital letter, and prompts are read as if they had none.
     """
     from safetensors.torch import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(_words(_DEFAULT_WORDS) if words is None else tuple(words), lowercase)
     config = {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
@@ -71,7 +77,7 @@ def make_toy_text_encoder(
         "final_logit_softcapping": 30.0,
         "hidden_activation": "gelu_pytorch_tanh",
         "max_position_embeddings": 8192,
-        "sliding_window": 4096,
+        "sliding_window": sliding_window,
         "rms_norm_eps": 1e-06,
         "rope_theta": 10000.0,
         "attention_bias": False,
@@ -96,22 +102,29 @@ def make_toy_text_encoder(
     return folder
 
 
-def _tokenizer() -> Tokenizer:
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall("[A-Za-z]+", text))
+
+
+def _tokenizer(words: tuple[str, ...], lowercase: bool) -> Tokenizer:
     """Byte-fallback BPE as Gemma's: "▁" for a space, <bos> in front, a space joins the word behind it."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
     tokens = [*_SPECIAL_TOKENS.values(), *(f"<0x{byte:02X}>" for byte in range(256)), "\n", "▁"]
-    tokens += [character for character in string.printable if character.isprintable() and character != " "]
+    letters = string.ascii_lowercase if lowercase else string.ascii_letters
+    tokens += [*string.digits, *letters, *string.punctuation]
     merges: list[tuple[str, str]] = []
     known = set(tokens)
-    for left, right in _word_merges():
+    # With every letter a word, the first letter of any word joins the space before it.
+    for left, right in _word_merges((*letters, *words)):
         if left + right not in known:
             known.add(left + right)
             tokens.append(left + right)
             merges.append((left, right))
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    spaces = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), spaces]) if lowercase else spaces
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", vocabulary["<bos>"])]
@@ -120,11 +133,9 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _word_merges() -> Iterator[tuple[str, str]]:
+def _word_merges(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Merges that build each known word from its space on, letter by letter: words that begin alike share them."""
-    # With every letter a word, the first letter of any word joins the space before it.
-    words = re.findall("[A-Za-z]+", f"{_EDIT_WORDS} {PROMPT_PREFIX} {DEFAULT_NEGATIVE_PROMPT}")
-    for word in (*string.ascii_letters, *words):
+    for word in words:
         for length in range(len(word)):
             yield "▁" + word[:length], word[length]
 

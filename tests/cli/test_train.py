@@ -126,6 +126,23 @@ def test_a_full_disk_leaves_the_last_result(folder, capsys, monkeypatch, error):
     assert len(losses(folder / "runs" / "c")) == 2
 
 
+@pytest.mark.parametrize("error", [MemoryError("3 GiB"), RuntimeError("CUDA out of memory")])
+def test_too_little_memory_names_settings_of_the_config(folder, capsys, monkeypatch, error):
+    def losses(*_):
+        raise error
+
+    monkeypatch.setattr(edit_training.EditTraining, "losses", losses)
+    message = refused(capsys, "train", config(folder), code=1, word="failed: ")
+    assert "make size, crop or batch smaller" in message and "--height" not in message
+
+
+def test_progress_leaves_a_pipe_at_once(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr("builtins.print", lambda line, **options: seen.append((line.split()[0], options.get("flush"))))
+    assert main(["train", config(folder), "--steps", "1", "--device", "cpu"]) == 0
+    assert ("step", True) in seen
+
+
 @pytest.mark.slow
 def test_the_trained_model_edits_a_video(tmp_path, monkeypatch):
     """With the real text encoder's code, on a toy encoder."""

@@ -116,3 +116,12 @@ def test_boundary_jump():
 )
 def test_chunk_starts(total, frames, starts):
     assert chunk_starts(ChunkPlan(total), frames) == starts
+
+
+def test_a_seam_is_what_chunks_add_to_the_steps_between_latent_frames():
+    """Every second step is large, as where latent frames begin; the one where a chunk begins is larger still."""
+    steps = torch.tensor([1.0, 4.0, 1.0, 6.0, 1.0, 4.0], dtype=torch.float64)
+    even = torch.ones_like(steps)
+    assert metrics.boundary_jump(steps, even, [4], [2, 4, 6]) == pytest.approx(6 / 4)
+    assert metrics.boundary_jump(steps, even, [4]) == pytest.approx(6 / (11 / 5))
+    assert metrics.boundary_jump(steps, even, [4], [4]) is None

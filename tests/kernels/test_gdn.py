@@ -110,6 +110,23 @@ def test_low_precision_inputs_give_float32_memory():
     assert {out.dtype, *(part.dtype for part in after)} == {torch.float32}
 
 
+@pytest.mark.parametrize("implementation", ["naive", "eager"])
+def test_autocast_changes_nothing(implementation):
+    """Neither results nor gradients; the products around the call are still cast."""
+    inputs, memory = random_inputs(2, 3, 10, 2, 8)
+
+    def run(enabled):
+        leaves = [x.clone().requires_grad_() for x in (*inputs, *memory)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out, after = gdn(*leaves[:7], tuple(leaves[7:]), implementation=implementation)
+            assert (leaves[0] @ leaves[0].mT).dtype == (torch.bfloat16 if enabled else torch.float32)
+        gradients = torch.autograd.grad(out.square().mean() + sum(part.square().mean() for part in after), leaves)
+        return out, *after, *gradients
+
+    for got, expected in zip(run(True), run(False), strict=True):
+        assert got.dtype == torch.float32 and got.equal(expected)
+
+
 def test_gradients_reach_every_input():
     inputs, memory = random_inputs(1, 2, 3, 1, 4)
     q, k, *others = inputs

@@ -12,8 +12,11 @@ from sana_streaming.sana_core.cli import main
 from sana_streaming.sana_core.errors import InputError
 from sana_streaming.sana_core.streaming.edit_stream import EditStream
 from sana_streaming.sana_core.video.reader import VideoReader, probe
+from sana_streaming.sana_core.weights.dit import load_dit
 from sana_streaming.sana_core.weights.toy import make_toy_bundle
+from sana_streaming.sana_core.weights.vae import load_vae
 
+NANO = "nano (built in)"
 TOY = "toy (random weights)"
 SIZE = {"width": 96, "height": 64}
 SAMPLING = {"seed": 3, "steps": 2, "num_cached_blocks": 2, "sink_token": True, "cfg_scale": 1.0, "noise": "clip"}
@@ -389,6 +392,36 @@ class TestWrongWiring:
         latent, _ = encode(vae, toys.frames(9, 64, 96))
         with pytest.raises(InputError, match="gives 99 channels, the model takes 64"):
             sample(model, [[torch.zeros(1, 5, 99), {}]], latent)
+
+
+LOADERS = ("SanaStreamingLoadModel", "SanaStreamingLoadVAE", "SanaStreamingLoadTextEncoder")
+
+
+def test_nano_is_offered_first_and_the_toy_still(host):
+    for name in LOADERS:
+        slot = globals()[name].define_schema().inputs[0]
+        assert (slot.id, slot.fields["options"]) == ("file", [NANO, TOY])
+        assert slot.fields["default"] == NANO
+        assert all(globals()[name].validate_inputs(value) is True for value in (None, TOY))
+
+
+def test_nano_is_loaded_from_the_package(host, tmp_path, monkeypatch):
+    from sana_streaming.sana_core.weights import nano
+
+    folder = make_toy_bundle(tmp_path / "standin", seed=5)
+    nano.write_manifest(folder, "toy")
+    monkeypatch.setattr(nano, "FOLDER", folder)
+    for name in LOADERS:
+        assert globals()[name].validate_inputs(NANO) is True
+    (model,) = SanaStreamingLoadModel.execute(NANO, "auto", "auto").args
+    (vae,) = SanaStreamingLoadVAE.execute(NANO, "auto").args
+    (encoder,) = SanaStreamingLoadTextEncoder.execute(NANO).args
+    assert model.network.fingerprint == load_dit(folder, dtype=torch.float32).fingerprint
+    assert vae.network.fingerprint == load_vae(folder / "vae", dtype=torch.float32).fingerprint
+    assert encoder.folder == folder / "text_encoder"
+    (folder / "dit" / "model.safetensors").unlink()
+    for name in LOADERS:
+        assert "lacks dit/model.safetensors; install" in globals()[name].validate_inputs(NANO)
 
 
 def test_demo_clip(host):

@@ -29,6 +29,9 @@ def test_contents(wheel):
     assert "sana_streaming/kernels/gdn/README.md" in names
     assert "sana_streaming/nodes/__init__.py" in names
     assert "sana_streaming/workflows/edit_a_video.json" in names
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "sana_core/nano").rglob("*") if path.is_file()]
+    assert {f"sana_streaming/{file}" for file in files} <= set(names)
+    assert "sana_core/nano/text_encoder/tokenizer.json" in files
     assert not [name for name in names if "tests" in name or "golden" in name]
     assert {name.split("/")[0].split("-")[0] for name in names} == {"sana_streaming"}
     metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
@@ -37,6 +40,7 @@ def test_contents(wheel):
     assert not [line for line in required if line.startswith("Requires-Dist: torch")]
 
 
+@pytest.mark.nano
 @pytest.mark.slow
 def test_installed_wheel_runs(wheel, tmp_path):
     """The environment holds the wheel alone; third-party packages are lent to it by path, the source tree is not."""
@@ -59,8 +63,10 @@ def test_installed_wheel_runs(wheel, tmp_path):
     )
     assert Path(located.stdout.strip()).is_relative_to(environment)
     assert len(json.loads(run("inspect", "streaming-2b", "--json").stdout)["keys"]) == 588
-    run("toy", "toy")
     clip = clips.clip("carphone_pristine.mp4")
-    options = ["--model", "toy", "--height", 64, "--width", 64, "--max-frames", 9, "--steps", 1]
-    run("edit", clip, "out.mp4", "--prompt", "make it snow", *options)
-    assert (tmp_path / "out.mp4").stat().st_size > 500
+    options = ["--height", 64, "--width", 64, "--max-frames", 9, "--steps", 1]
+    run("toy", "toy")
+    run("edit", clip, "toy.mp4", "--model", "toy", "--prompt", "make it snow", *options)
+    run("edit", clip, "nano.mp4", "--prompt", "make it night", *options)
+    for name in ("toy.mp4", "nano.mp4"):
+        assert (tmp_path / name).stat().st_size > 500

@@ -126,6 +126,20 @@ def test_both_starts(folder, init):
     assert (velocity - wanted).abs().max() < 0.5
 
 
+def test_products_in_half_precision(folder):
+    """Losses near those of float32 but not the same; weights, their updates and the file stay float32."""
+    plain, half = training(folder, "plain"), training(folder, "half", autocast="bfloat16")
+    exact, got = plain.losses(0), half.losses(0)
+    assert all(0 < abs(got[name] - exact[name]) < 0.03 * exact[name] for name in ("flow", "crr"))
+    half.run()
+    assert {value.dtype for value in half.model.parameters()} == {torch.float32}
+    assert {value.dtype for value in load_file(folder / "half" / "model" / "model.safetensors").values()} == {
+        torch.float32
+    }
+    with pytest.raises(InputError, match="autocast"):
+        training(folder, "half")
+
+
 def test_the_model_folder_holds_the_average_in_the_dtype_asked_for(folder):
     run = training(folder, trainer={**TRAINER, "ema_decay": 0.5}, save_dtype="bfloat16")
     assert run.run() == folder / "run" / "model"
@@ -191,10 +205,14 @@ class TestLatentsCache:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": {"new": {**training_runs.DIT, "in_channels": 5}}}, "vae makes latents of 4 channels"),
+        (
+            {"model": {"new": {**training_runs.DIT, "in_channels": 5, "source_channels": 5}}},
+            "vae makes latents of 4 channels",
+        ),
         ({"model": {"new": {**training_runs.DIT, "caption_channels": 5}}}, "text_encoder gives 8 channels"),
         ({"model": {"new": {**training_runs.DIT, "variant": "bidirectional"}}}, "bidirectional"),
         ({"model": {"new": {**training_runs.DIT, "hidden_size": 8}}}, "model.init is keep, but hidden_size 8"),
+        ({"model": {"new": {**training_runs.DIT, "source_channels": 3}}}, "model.init is keep, but source_channels 3"),
         ({"size": {"height": 16, "width": 24, "frames": 10}}, "size.frames is 10; it must be 1 [+] 8k"),
         ({"size": {"height": 16, "width": 20, "frames": 9}}, "size.width is 20; it must be a multiple of 8"),
         ({"crop": 12}, "crop is 12; it must be a multiple of 8"),

@@ -26,6 +26,7 @@ def test_defaults_and_paths(tmp_path):
     config = read_edit_training(training_runs.write_config(tmp_path / "a.yaml"))
     assert config.vae == tmp_path / "vae" and config.data.pairs == tmp_path / "pairs"
     assert config.crr_weight == 0.5 and config.batch == 1 and config.lora is None and config.crop is None
+    assert config.autocast == "float32" and config.model.init == "keep"
     assert config.trainer.steps == 4 and config.trainer.seed == 0
     assert config.model.sizes().softmax_layers == (1,)
 
@@ -71,14 +72,16 @@ TRAINER = {"steps": 4}
         ({"size": {"height": 16}}, ["size", "height and width"]),
         ({"size": SIZE | {"bucket": True}}, ["size", "bucket"]),
         ({"size": {"bucket": True}, "batch": 2}, ["bucket", "batch: 1"]),
-        ({"size": SIZE | {"frames": 0}}, ["size.frames is 0", "1 or more"]),
-        ({"batch": 0}, ["batch is 0", "1 or more"]),
+        ({"size": SIZE | {"frames": 0}}, ["size.frames is 0; it must be a whole number, 1 or more"]),
+        ({"batch": 0}, ["batch is 0; it must be a whole number, 1 or more"]),
         ({"batch": 1.5}, ["batch is 1.5", "a whole number"]),
         ({"batch": True}, ["batch is True", "a whole number"]),
         ({"crop": 17}, ["crop is 17", "16 or less"]),
         ({"crr_weight": -1}, ["crr_weight is -1", "0 or more"]),
         ({"crr_weight": float("nan")}, ["crr_weight is 'nan'", "a number"]),
         ({"crr_weight": "much"}, ["crr_weight is 'much'", "a number"]),
+        ({"autocast": "float16"}, ["autocast is 'float16'", "float32, bfloat16"]),
+        ({"model": {"new": {}, "init": "zero"}}, ["model.init is 'zero'", "keep, random"]),
         ({"dtype": "float16"}, ["dtype is 'float16'", "auto, float32, bfloat16"]),
         ({"vae": 3}, ["vae is 3", "a path"]),
         ({"data": {}}, ["data", "pairs", "builtin: scenes"]),
@@ -106,6 +109,13 @@ def test_files_that_are_no_config(tmp_path, text):
     path = tmp_path / "a.yaml"
     path.write_text(text)
     refused(read_edit_training, path)
+
+
+@pytest.mark.parametrize("line", ["batch: 2\nbatch: 3\n", "lora:\n  rank: 2\n  rank: 4\n"])
+def test_a_key_that_is_there_twice(tmp_path, line):
+    path = training_runs.write_config(tmp_path / "a.yaml")
+    path.write_text(path.read_text() + line)
+    assert f"key {'batch' if 'batch' in line else 'rank'} is there 2 times" in refused(read_edit_training, path)
 
 
 def test_a_missing_file_and_a_binary_one(tmp_path):
@@ -146,3 +156,13 @@ def test_a_run_is_the_same_with_more_steps_and_another_without(tmp_path):
 
     assert of() == of(steps=9) == of(save_dtype="bfloat16")
     assert len({of(), of(crr_weight=0), of(batch=2), of(lora={"rank": 2}), of(trainer={"steps": 4, "seed": 1})}) == 5
+
+
+def test_a_run_survives_options_that_it_does_not_use(tmp_path, monkeypatch):
+    """A default that is written out is no other setting, nor is another way to the same path."""
+    plain = training_runs.write_config(tmp_path / "a.yaml")
+    written = training_runs.write_config(tmp_path / "b.yaml", most_gap=0, autocast="float32")
+    first = identity(read_edit_training(plain))
+    assert first == identity(read_edit_training(written)) and "most_gap" not in first
+    monkeypatch.chdir(tmp_path)
+    assert identity(read_edit_training("a.yaml")) == first

@@ -61,6 +61,7 @@ def test_losses_by_hand(tmp_path):
         noise = torch.randn(latents.shape, generator=seeded(0, 0))
         mse = (vae.decode(latents + 0.25 * noise)[0] - video).square().mean()
         kl = latents.square().mean() / 2
+    del losses["change"]
     assert losses == {"loss": mse + 0.1 * kl, "mse": mse, "kl": kl}
 
 
@@ -119,3 +120,27 @@ def test_video_files(tmp_path, monkeypatch):
     video_files.write_clip(tmp_path / "a.mp4", frames)
     settings = config(tmp_path, data={"videos": "a.mp4"}, trainer={"steps": 1, "log_every": 1})
     assert len(train(settings, tmp_path / "run")) == 1
+
+
+def test_a_decoder_alone_is_trained_further(tmp_path):
+    """Its latents stay to the last bit, and so what was trained on them."""
+    start = training_runs.write_vae(tmp_path / "vae")
+    settings = config(tmp_path, vae=..., decoder_of=str(start), save_dtype="float32", trainer=TRAINER)
+    train(settings, tmp_path / "run")
+    before, after = (load_vae(folder, dtype=torch.float32) for folder in (start, tmp_path / "run" / "vae"))
+    video = to_video(training_runs.moving_clips(1)[0])
+    with torch.no_grad():
+        latents = before.encode(video)[0]
+        assert after.encode(video)[0].equal(latents)
+        assert not after.decode(latents)[0].equal(before.decode(latents)[0])
+
+
+def test_change_is_the_error_of_the_steps_between_frames(tmp_path):
+    vae = start_vae(config(tmp_path), training_runs.moving_clips(2))
+    video = to_video(training_runs.moving_clips(1)[0])
+    with torch.no_grad():
+        got = vae_losses(vae, video, generator=seeded(0, 0), latent_noise=0.0, kl_weight=0.0, change_weight=3.0)
+        error = vae.decode(vae.encode(video)[0])[0] - video
+    change = (error[:, :, 1:] - error[:, :, :-1]).square().mean()
+    assert got["change"].item() == pytest.approx(change.item(), rel=1e-4)
+    assert got["loss"].item() == pytest.approx((error.square().mean() + 3 * change).item(), rel=1e-4)

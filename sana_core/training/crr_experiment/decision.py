@@ -1,9 +1,9 @@
 """The rule of decision, fixed before any run of the experiment.
 
 CRR *helps* if B beats both A and C in warping error or in drift by more than two standard errors over seeds, while its
-edit error is worse than neither's by more than one. It *does not help* if no such win exists and B is worse than A or C
-by more than two standard errors in either metric, or if a win is paid for with the edit error. Otherwise the result is
-*null*: no difference that these seeds can show.
+edit error is worse than that of neither A nor C by more than one. It *does not help* if no such win exists and B is worse
+than A or C by more than two standard errors in either metric, or if a win is paid for with the edit error. Otherwise the
+result is *null*: no difference that these seeds can show.
 
 Seeds are paired (equal initial weights and clips), so a standard error is that of the mean of the differences per seed.
 Drift counts as its distance from 1. D takes no part in the rule: it says where a gain comes from.

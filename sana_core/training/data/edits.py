@@ -36,7 +36,7 @@ _BACKGROUND_WORDS = {
 }
 _LUMA = (0.299, 0.587, 0.114)
 _PIXEL_ART_ROWS = 20
-_PIXEL_ART_LEVELS = 12
+_PIXEL_ART_LEVELS = 32
 # A shape worth an instruction fills this share of the picture.
 _NOTICEABLE = 0.01
 
