@@ -177,7 +177,7 @@ class CausalVAE(nn.Module):
                 "this VAE has decoder_causal = false and cannot decode frame by frame; decode in overlapping tiles, "
                 "or load it with decoder='causal'"
             )
-        self._check_latents(latents)
+        self.check_latents(latents)
         carry = Carry(state)
         latents = self.denormalize(latents.to(self.dtype))
         self._check_state(carry.old, self._decoder_keys, latents, 1)
@@ -188,7 +188,7 @@ class CausalVAE(nn.Module):
 
         Each frame sees later ones too. Raises InputError as :meth:`decode` does for other shapes.
         """
-        self._check_latents(latents)
+        self.check_latents(latents)
         return self.decoder(self.denormalize(latents.to(self.dtype)), Carry(causal=False))
 
     def normalize(self, means: Tensor) -> Tensor:
@@ -222,7 +222,8 @@ class CausalVAE(nn.Module):
                 f"and at least {smallest}: resize or crop it"
             )
 
-    def _check_latents(self, latents: Tensor) -> None:
+    def check_latents(self, latents: Tensor) -> None:
+        """InputError unless ``latents`` have a shape [B, C, T, h, w] that can be decoded."""
         channels, rows = self.config.latent_channels, self._min_latent_rows
         if latents.ndim != 5 or latents.shape[1] != channels or not latents.shape[2] or min(latents.shape[-2:]) < rows:
             raise InputError(

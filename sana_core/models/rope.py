@@ -43,6 +43,20 @@ def rotary(
     return Rotary(cos, sin)
 
 
+def advance_frames(x: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """``x`` [..., D], turned by :func:`apply_rotary` already, as if it stood ``num_frames`` latent frames later.
+
+    Rotations add up, so the channels that tell the frame are turned by the difference; those of row and column stay. The
+    angle is formed in float64, the product in at least float32; the result is a copy in the dtype of x.
+    """
+    pairs = axis_pairs(x.shape[-1])[0]
+    frequencies = THETA ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    cos, sin = ((num_frames * frequencies).cos().float(), (num_frames * frequencies).sin().float())
+    factors = Rotary(cos[None].to(x.device), sin[None].to(x.device))
+    temporal = apply_rotary(x[..., : 2 * pairs].unsqueeze(-2), factors).squeeze(-2)
+    return torch.cat([temporal, x[..., 2 * pairs :]], -1)
+
+
 def apply_rotary(x: torch.Tensor, factors: Rotary) -> torch.Tensor:
     """``x`` [B, N, h, D] with adjacent channel pairs turned; formed in at least float32, returned in the dtype of x."""
     a, b = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)

@@ -46,11 +46,19 @@ def spans(boundaries: list[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise(boundaries))
 
 
-def cache_capacity(boundaries: list[int], num_cached_blocks: int, sink_token: bool) -> int:
-    """Latent frames of the largest set of earlier chunks that any chunk reads."""
+def cache_capacity(boundaries: list[int], num_cached_blocks: int, sink_token: bool, anchor_every: int = 0) -> int:
+    """Latent frames of the largest set of earlier chunks that any chunk reads.
+
+    With ``anchor_every`` a chunk reads nothing from before the last multiple of it.
+    """
     sizes = [stop - start for start, stop in spans(boundaries)]
-    kept = (kept_chunks(chunk, num_cached_blocks, sink_token) for chunk in range(len(sizes)))
-    return max(sum(sizes[earlier] for earlier in chunks) for chunks in kept)
+    stretch = anchor_every or len(sizes)
+
+    def held(chunk: int) -> int:
+        anchor = chunk - chunk % stretch
+        return sum(sizes[anchor + kept] for kept in kept_chunks(chunk - anchor, num_cached_blocks, sink_token))
+
+    return max(held(chunk) for chunk in range(len(sizes)))
 
 
 @dataclass(frozen=True)
@@ -98,17 +106,21 @@ class ChunkPlan:
         single = 1 if chunk == 0 else 0
         return single + self.temporal_factor * -(-(num_frames - single) // self.temporal_factor)
 
-    def cache_capacity(self, num_cached_blocks: int, sink_token: bool) -> int:
-        """Latent frames whose keys and values are held at most. InputError for full history of unknown length."""
-        if num_cached_blocks <= 0 and self.total_latents is None:
+    def cache_capacity(self, num_cached_blocks: int, sink_token: bool, anchor_every: int = 0) -> int:
+        """Latent frames whose keys and values are held at most. InputError for full history of unknown length.
+
+        With ``anchor_every`` the history is never longer than that many chunks.
+        """
+        if num_cached_blocks <= 0 and self.total_latents is None and not anchor_every:
             raise InputError(
                 f"num_cached_blocks {num_cached_blocks} keeps the full history, which a stream of unknown length cannot; "
                 "use 1 or more (default 2)"
             )
-        if self.total_latents is None:
-            steady = self.first_latents + CHUNK_LATENTS * (num_cached_blocks + 2)
-            return cache_capacity(chunk_boundaries(steady), num_cached_blocks, sink_token)
-        return cache_capacity(chunk_boundaries(self.total_latents), num_cached_blocks, sink_token)
+        total = self.total_latents
+        if total is None:
+            steady = num_cached_blocks + 2 if num_cached_blocks > 0 else anchor_every
+            total = self.first_latents + CHUNK_LATENTS * steady
+        return cache_capacity(chunk_boundaries(total), num_cached_blocks, sink_token, anchor_every)
 
     def is_last(self, chunk: int) -> bool:
         """Known only for a stream of known length."""

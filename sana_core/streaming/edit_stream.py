@@ -5,23 +5,36 @@ Ties geometry, VAE, transformer and state together, chunk by chunk. Knows nothin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from ..errors import InputError
-from ..models.causal_vae import CausalVAE
+from ..models.causal_vae import CausalVAE, VAEState
 from ..models.dit import PromptContext, SanaStreamingDiT
 from ..models.prompt import PromptEmbedding
+from ..models.stream_decoder import DecoderName, StreamDecoder, stream_decoder
 from ..video.geometry import pixels_to_image, pixels_to_uint8
+from .chunks import ChunkPlan
 from .frame_stream import Commit, FrameStream, OnProgress, Progress, check_size
 from .noise import ChunkNoise
 from .options import StreamOptions
-from .sampler import check_latent_channels, check_streaming, prompt_context, sample_chunk
+from .prompt_schedule import FramePrompts, check_frame_prompts, place_at
+from .sampler import check_latent_channels, check_streaming, commit_chunk, prompt_context, sample_chunk
 from .state import DiTState, StreamSettings, StreamState
 
-__all__ = ["EditStream", "EditedChunk", "FixedPrompts", "Progress", "PromptEncoder", "check_networks", "check_size"]
+__all__ = [
+    "EditStream",
+    "EditedChunk",
+    "FixedPrompts",
+    "PreparedPrompts",
+    "Progress",
+    "PromptEncoder",
+    "check_networks",
+    "check_size",
+]
 
 
 class PromptEncoder(Protocol):
@@ -46,17 +59,47 @@ class FixedPrompts:
         return self.positive
 
     def encode_negative(self, prompt: str) -> PromptEmbedding:
-        if self.negative is None:
-            raise InputError("guidance needs a negative prompt; connect one, or set cfg_scale to 1")
-        return self.negative
+        return _connected(self.negative)
 
     def unload(self) -> None:
         """Nothing is loaded."""
 
 
 @dataclass(frozen=True)
+class PreparedPrompts:
+    """A PromptEncoder of embeddings that were made elsewhere, by their text: for streams whose prompt changes.
+
+    Raises InputError for a text that is not among them.
+    """
+
+    positive: Mapping[str, PromptEmbedding]
+    negative: PromptEmbedding | None = None
+
+    def encode(self, prompt: str) -> PromptEmbedding:
+        if prompt not in self.positive:
+            raise InputError(f"the prompt {prompt!r} was not prepared; the stream knows {', '.join(self.positive)}")
+        return self.positive[prompt]
+
+    def encode_negative(self, prompt: str) -> PromptEmbedding:
+        return _connected(self.negative)
+
+    def unload(self) -> None:
+        """Nothing is loaded."""
+
+
+def _connected(negative: PromptEmbedding | None) -> PromptEmbedding:
+    if negative is None:
+        raise InputError("guidance needs a negative prompt; connect one, or set cfg_scale to 1")
+    return negative
+
+
+@dataclass(frozen=True)
 class EditedChunk:
-    """Frames of one chunk: ``pixels`` [F, 3, H, W], about -1 to 1, not clamped; ``first_frame`` counts from the start."""
+    """Frames that one chunk completed: ``pixels`` [F, 3, H, W], F >= 1, about -1 to 1, not clamped.
+
+    ``first_frame`` counts from the start. With a causal decoder they are the chunk's own frames; with chunk_tile they begin and
+    end earlier, a first chunk of three latent frames completes none, and the last one brings the rest.
+    """
 
     index: int
     first_frame: int
@@ -78,10 +121,14 @@ class EditStream(FrameStream[EditedChunk]):
 
     Args:
         model: streaming transformer.
-        vae: VAE whose decoder is causal.
+        vae: VAE of either kind: with a causal decoder frames come with their chunk, with chunk_tile three latent frames late
+            (see :func:`.stream_decoder`). Every frame taken in comes out all the same.
         text: encodes the prompts.
         prompt: edit instruction. negative_prompt: used only with ``cfg_scale`` above 1.
+        schedule: further prompts as (first frame, prompt), each in force from the first chunk that begins at that frame or
+            later; one for frame 0 takes the place of ``prompt``. See :class:`.prompt_schedule.PromptSchedule`.
         height, width: size of the edited video in pixels, multiples of the VAE's spatial factor (32), at least 2 of them.
+        antialias: whether larger frames are averaged when they are made to fit; the release does not.
         total_frames: length of the clip, None for a live stream. A known length gives the release's chunk plan and noise.
         options: see :class:`StreamOptions`.
         device, vae_device: where to compute; by default where the weights are.
@@ -98,8 +145,10 @@ class EditStream(FrameStream[EditedChunk]):
         *,
         prompt: str,
         negative_prompt: str = "",
+        schedule: FramePrompts = (),
         height: int = 704,
         width: int = 1280,
+        antialias: bool = False,
         total_frames: int | None = None,
         options: StreamOptions | None = None,
         device: torch.device | str | None = None,
@@ -108,10 +157,14 @@ class EditStream(FrameStream[EditedChunk]):
     ) -> None:
         check_networks(model, vae)
         check_size(height, width, vae.config.spatial_factor)
-        settings = (
-            StreamSettings(height, width, total_frames).with_vae(vae).with_model(model, options or StreamOptions())
-        )
+        settings = StreamSettings(height, width, total_frames, antialias=antialias)
+        settings = settings.with_vae(vae).with_model(model, options or StreamOptions())
         state = StreamState(settings, prompt=prompt, negative_prompt=negative_prompt)
+        if schedule:
+            check_frame_prompts(schedule, ChunkPlan(total_frames, vae.config.temporal_factor))
+            # The first prompt is part of it, so that a reset begins with that one.
+            state.schedule = schedule if schedule[0][0] == 0 else ((0, prompt), *schedule)
+            state.prompt, state.schedule_place = state.schedule[0][1], 1
         self._start(model, vae, text, state, device, vae_device, on_progress)
 
     @classmethod
@@ -153,7 +206,10 @@ class EditStream(FrameStream[EditedChunk]):
         vae_device: torch.device | str | None,
         on_progress: OnProgress | None,
     ) -> None:
+        if state.schedule and isinstance(text, FixedPrompts):
+            raise ValueError("FixedPrompts has one embedding for every text; a schedule needs PreparedPrompts")
         super().__init__(vae, state, vae_device, on_progress)
+        self._decoder: StreamDecoder = stream_decoder(vae)
         self.model, self.text = model, text
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
         factor, settings, options = vae.config.spatial_factor, state.settings, state.settings.options
@@ -178,6 +234,16 @@ class EditStream(FrameStream[EditedChunk]):
         """``clip`` or ``chunk``: the mode in force, which for long and live streams is always ``chunk``."""
         return self._noise.mode
 
+    @property
+    def decoder_name(self) -> DecoderName:
+        """``causal`` or ``chunk_tile``: how this VAE's latents are decoded."""
+        return self._decoder.name
+
+    @property
+    def frames_held(self) -> int:
+        """Frames of finished chunks that come out with the next ones: none with a causal decoder, 16 or so with chunk_tile."""
+        return self._decoder.held_frames(self.state.decoder)
+
     def set_prompt(self, prompt: str) -> None:
         """Changes the instruction from the next chunk on; nothing is reset."""
         previous, self.state.prompt = self.state.prompt, prompt
@@ -188,17 +254,36 @@ class EditStream(FrameStream[EditedChunk]):
             raise
         self.state.prompt_changes += 1
 
-    def reset(self) -> None:
-        """Back to the first frame, with the prompt in force; frames that were waiting are dropped."""
-        old = self.state
-        self.state = StreamState(old.settings, prompt=old.prompt, negative_prompt=old.negative_prompt)
+    def _follow_schedule(self) -> None:
+        """Puts the prompt in force that the next chunk asks for."""
+        state = self.state
+        place = place_at(state.schedule, state.frames_in - state.num_waiting)
+        if place > state.schedule_place:
+            prompt = state.schedule[place - 1][1]
+            if prompt != state.prompt:
+                self.set_prompt(prompt)
+            state.schedule_place = place
 
-    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> tuple[EditedChunk, Commit]:
+    def reset(self) -> None:
+        """Back to the first frame, with the prompt in force or, where there is a schedule, the first of that.
+
+        Frames that were waiting are dropped.
+        """
+        old = self.state
+        self.state = StreamState(
+            old.settings, prompt=old.prompt, negative_prompt=old.negative_prompt, schedule=old.schedule
+        )
+
+    def _process(
+        self, video: torch.Tensor, chunk: int, num_frames: int, last: bool
+    ) -> tuple[EditedChunk | None, Commit]:
         state, options = self.state, self.state.settings.options
         assert options is not None
         assert self._context is not None
         memory = self._memory()
-        units = options.passes(carry=not last) + 2
+        self._follow_schedule()
+        carry = options.carries(chunk, last)
+        units = options.passes(carry) + 2
         self._announce(chunk, "encode", 0, units)
         with self._timed("encode"):
             source, encoder = self.vae.encode(video, state.encoder)
@@ -210,23 +295,48 @@ class EditStream(FrameStream[EditedChunk]):
                 self._noise.draw(chunk, memory.num_frames, source.shape[2]),
                 source.to(self.device),
                 options,
-                carry=not last,
+                carry=carry,
                 on_pass=lambda number, _: self._announce(chunk, "denoise", 1 + number, units),
             )
         self._announce(chunk, "decode", units - 1, units)
         with self._timed("decode"):
-            edited, decoder = self.vae.decode(latents.to(self.vae_device), state.decoder)
-
+            edited, decoder = self._decode(latents.to(self.vae_device), last)
+        # Only the end of a stream is padded, so only there is anything cut off.
+        frames = edited[: state.frames_in - state.num_waiting + num_frames - state.frames_out]
         if written is not None:
             memory.allocate(written)
 
         def commit() -> None:
-            if written is not None:
-                memory.write(written, source.shape[2])
+            commit_chunk(memory, written, source.shape[2], last)
             state.encoder, state.decoder = encoder, decoder
-            state.frames_out += num_frames
+            state.frames_out += len(frames)
 
-        return EditedChunk(chunk, state.frames_out, edited[0].movedim(1, 0)[:num_frames]), commit
+        return EditedChunk(chunk, state.frames_out, frames) if len(frames) else None, commit
+
+    def _decode(self, latents: torch.Tensor, last: bool) -> tuple[torch.Tensor, VAEState]:
+        """The frames [F, 3, H, W] that a chunk's latents complete, and the decoder's new state."""
+        pixels, after = self._decoder.decode(latents, self.state.decoder)
+        if last and (rest := self._decoder.flush(after)) is not None:
+            pixels, after = torch.cat([pixels, rest], 2), {}
+        return pixels[0].movedim(1, 0), after
+
+    def _held_back(self) -> tuple[EditedChunk | None, Commit]:
+        state, options, chunk = self.state, self.state.settings.options, self._next_chunk - 1
+        assert options is not None
+        if not self.frames_held:
+            return super()._held_back()
+        units = options.passes(carry=True) + 2
+        self._announce(chunk, "decode", units - 1, units)
+        with self._timed("decode"):
+            rest = self._decoder.flush(state.decoder)
+        assert rest is not None
+        frames = rest[0].movedim(1, 0)
+
+        def commit() -> None:
+            state.decoder = {}
+            state.frames_out += len(frames)
+
+        return EditedChunk(chunk, state.frames_out, frames), commit
 
     def _embed_prompt(self) -> None:
         """Encodes the prompts in force and forms the keys and values that every chunk reads."""
@@ -263,8 +373,3 @@ def check_networks(model: SanaStreamingDiT, vae: CausalVAE) -> None:
     """InputError when the two cannot stream together."""
     check_streaming(model)
     check_latent_channels(model, vae.config.latent_channels, "the VAE makes")
-    if not vae.decodes_causally:
-        raise InputError(
-            "the VAE's decoder is not causal and cannot decode as a stream; "
-            "use the causal LTX-2 VAE (ltx2_causal_vae_0516)"
-        )

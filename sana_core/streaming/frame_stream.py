@@ -41,7 +41,7 @@ Commit = Callable[[], None]
 
 
 class FrameStream(ABC, Generic[Result]):
-    """Frames in, one result per chunk out.
+    """Frames in, one result per chunk out, or none for a chunk that has nothing to give out yet.
 
     Frames wait until they fill a chunk, so how they are cut into pushes does not change a single bit of the result. The
     state is always at a chunk border: whatever stops a chunk half way (an error, Ctrl-C, ``on_progress`` raising) leaves
@@ -63,11 +63,15 @@ class FrameStream(ABC, Generic[Result]):
         state.move_vae(self.vae_device)
 
     @abstractmethod
-    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> tuple[Result, Commit]:
+    def _process(self, video: torch.Tensor, chunk: int, num_frames: int, last: bool) -> tuple[Result | None, Commit]:
         """The result for a chunk of padded frames [1, 3, F, H, W], of which ``num_frames`` are real, and its commit.
 
         Leaves the state alone; the commit moves the subclass's part of it on, and must not need new memory.
         """
+
+    def _held_back(self) -> tuple[Result | None, Commit]:
+        """What earlier chunks hold back, for a stream that ends with no frames waiting, and the commit; as `_process`."""
+        return None, lambda: None
 
     def push(self, frames: torch.Tensor) -> Iterator[Result]:
         """Takes in frames [F, H, W, 3], uint8 or float in 0 to 1, of any size; gives out the chunks they complete.
@@ -84,16 +88,22 @@ class FrameStream(ABC, Generic[Result]):
                 "give the true length as total_frames, or None if it is not known"
             )
         with self._timed("geometry"), torch.no_grad():
-            pixels = resize_and_crop(frames.to(self.vae_device), settings.height, settings.width).to(self.vae.dtype)
+            fitted = resize_and_crop(
+                frames.to(self.vae_device), settings.height, settings.width, antialias=settings.antialias
+            )
+            pixels = fitted.to(self.vae.dtype)
             waiting = pixels if state.waiting is None else torch.cat([state.waiting, pixels])
         state.waiting, state.frames_in = waiting, state.frames_in + len(frames)
         return self.drain()
 
     def flush(self) -> Iterator[Result]:
-        """Ends the stream: the frames still waiting become one last chunk, padded with the last frame and trimmed."""
+        """Ends the stream: the frames still waiting become one last chunk, padded with the last frame and trimmed.
+
+        Whatever earlier chunks held back comes out with it.
+        """
         yield from self.drain()
-        if self.state.num_waiting and not self.state.finished:
-            yield from self._take(self.state.num_waiting, last=True)
+        if not self.state.finished:
+            yield from self._take(self.state.num_waiting, last=True) if self.state.num_waiting else self._end()
         self.state.finished = True
 
     def drain(self) -> Iterator[Result]:
@@ -119,9 +129,18 @@ class FrameStream(ABC, Generic[Result]):
         video = torch.cat([pixels, pixels[-1:].expand(padding, -1, -1, -1)]).movedim(0, 1)[None]
         result, commit = self._process(video, chunk, num_frames, last)
         left = state.waiting[num_frames:].clone()
-        yield result
+        if result is not None:
+            yield result
         commit()
         state.waiting, state.finished = left, last
+
+    @torch.no_grad()
+    def _end(self) -> Iterator[Result]:
+        """Hands over what is held back, and then lets go of it."""
+        result, commit = self._held_back()
+        if result is not None:
+            yield result
+        commit()
 
     def _announce(self, chunk: int, stage: Literal["encode", "denoise", "decode"], number: int, total: int) -> None:
         if self.on_progress is not None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from ..config import DiTConfig, VAEConfig
-from ..models.causal_vae import CausalVAE, VAEState
+from ..models.causal_vae import CausalVAE
+from ..models.stream_decoder import stream_decoder
 from .chunks import ChunkPlan
 from .options import StreamOptions
 
@@ -40,12 +41,14 @@ def dit_memory(
     tokens = grid[0] * grid[1]
     frame = tokens * config.hidden_size * dtype.itemsize
     softmax = len(config.softmax_layers)
-    kv_frames = plan.cache_capacity(options.num_cached_blocks, options.sink_token)
+    kv_frames = plan.cache_capacity(options.num_cached_blocks, options.sink_token, options.anchor_every)
     gdn = (config.depth - softmax) * config.num_heads * config.head_dim * (config.head_dim + 1) * 4
     carried = gdn + softmax * 2 * kv_frames * frame + config.depth * frame
     # One block reads its cached keys and values joined with the chunk's own.
     joined = 2 * (kv_frames + plan.first_latents) * frame
-    return rows * carried, rows * (DIT_LIVE_WIDTHS * plan.first_latents * frame + joined)
+    # Keys with the sink turned are copies, one per block, while a chunk is computed.
+    turned = softmax * kv_frames * frame if options.max_sink_distance else 0
+    return rows * carried, rows * (DIT_LIVE_WIDTHS * plan.first_latents * frame + joined + turned)
 
 
 def vae_memory(config: VAEConfig, plan: ChunkPlan, size: tuple[int, int], dtype: torch.dtype) -> tuple[int, int]:
@@ -54,11 +57,14 @@ def vae_memory(config: VAEConfig, plan: ChunkPlan, size: tuple[int, int], dtype:
     height, width = size
     video = torch.empty(1, 3, plan.pixel_frames(0), height, width, device="meta", dtype=dtype)
     latents, encoder = vae.encode(video)
-    decoder: VAEState = {}
-    if vae.decodes_causally:
-        _, decoder = vae.decode(latents)
+    delay = stream_decoder(vae).delay_latents
+    if delay:
+        # What a decoder that lags carries is all there once its first frames come.
+        latents = latents[:, :, :1].expand(-1, -1, 1 + delay, -1, -1)
+    _, decoder = stream_decoder(vae).decode(latents)
     carried = sum(value.numel() * value.element_size() for value in (*encoder.values(), *decoder.values()))
-    cells = plan.pixel_frames(0) * (height // config.patch_size) * (width // config.patch_size)
+    frames = max(plan.pixel_frames(0), 1 + delay * config.temporal_factor)
+    cells = frames * (height // config.patch_size) * (width // config.patch_size)
     decoder_width = config.decoder_block_out_channels[0] // config.upsample_factor[0]
     widest = max(config.latent_channels, decoder_width) * cells * dtype.itemsize
     return carried, VAE_LIVE_TENSORS * widest

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import InputError
+from .chunks import CHUNK_LATENTS, LIVE_FIRST_LATENTS
 
 NoiseMode = Literal["clip", "chunk"]
 # Beyond this length the noise of a whole clip is no longer drawn at once.
@@ -18,7 +19,9 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How a stream is sampled. The defaults are the release's; the last four exist for parity with it.
+    """How a stream is sampled. The defaults are the release's.
+
+    ``flow_shift`` to ``reuse_last_step`` exist for parity with it; what follows them steers long streams and is off at 0.
 
     Attributes:
         steps: denoising passes per chunk; 4 and 2 are what the network was distilled for.
@@ -33,6 +36,12 @@ class StreamOptions:
         round_latents: round latents to bfloat16 after each step.
         cfg_mask: ``own`` masks each prompt by itself, ``positive`` masks both by the positive prompt.
         reuse_last_step: carry the state of the last denoising pass and save the pass at t = 0.
+        anchor_every: against drift, forget all that the transformer carries before every chunk whose number is a multiple
+            of this, and count positions from 0 again; the VAE goes on, so time has no seam.
+        start_step: begin at this step of the time grid with the source, noised to that step, instead of noise alone: the
+            edit stays closer to the source and takes that many passes less. Below ``steps``.
+        max_sink_distance: latent frames from the first of the sink to the last of a chunk, both included, beyond which the
+            sink is brought nearer by turning its cached keys; the network was trained up to 122.
     """
 
     steps: int = 4
@@ -46,9 +55,12 @@ class StreamOptions:
     round_latents: bool = False
     cfg_mask: Literal["own", "positive"] = "own"
     reuse_last_step: bool = False
+    anchor_every: int = 0
+    start_step: int = 0
+    max_sink_distance: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "seed", "num_cached_blocks"):
+        for name in ("steps", "seed", "num_cached_blocks", "anchor_every", "start_step", "max_sink_distance"):
             if not isinstance(getattr(self, name), int):
                 raise InputError(f"{name} {getattr(self, name)!r} is not a whole number; use one")
         if not 0 <= self.cfg_scale < math.inf:
@@ -63,14 +75,46 @@ class StreamOptions:
             raise InputError(f"cfg_mask {self.cfg_mask!r} is unknown; use own or positive")
         if not self.flow_shift > 0:
             raise InputError(f"flow_shift {self.flow_shift} must be above 0; the release uses 8")
+        self._check_steering()
+
+    def _check_steering(self) -> None:
+        if self.anchor_every < 0:
+            raise InputError(f"anchor_every {self.anchor_every} is below 0; use a number of chunks, or 0 for never")
+        if not 0 <= self.start_step < self.steps:
+            raise InputError(
+                f"start_step {self.start_step} is not on a grid of {self.steps} steps; "
+                f"use 0 (begin from noise, the default) to {self.steps - 1}, or more steps"
+            )
+        if not self.max_sink_distance:
+            return
+        if not self.sink_token or self.num_cached_blocks < 1:
+            raise InputError(
+                f"max_sink_distance {self.max_sink_distance} moves the sink of a window, and there is none; "
+                "use it with sink_token on and num_cached_blocks 1 or more, or leave it at 0"
+            )
+        # Nearer than this the sink would stand where the chunks of the window are.
+        nearest = LIVE_FIRST_LATENTS + CHUNK_LATENTS * self.num_cached_blocks
+        if self.max_sink_distance < nearest:
+            raise InputError(
+                f"max_sink_distance {self.max_sink_distance} is too near for num_cached_blocks {self.num_cached_blocks}; "
+                f"use {nearest} or more (the network was trained up to 122), or 0 for no limit"
+            )
 
     @property
     def guided(self) -> bool:
         return self.cfg_scale > 1
 
     def passes(self, carry: bool) -> int:
-        """Network calls for a chunk, which may be followed by another (``carry``)."""
-        return self.steps + (1 if carry and not self.reuse_last_step else 0)
+        """Network calls for a chunk, whose memory may be read by another (``carry``)."""
+        return self.steps - self.start_step + (1 if carry and not self.reuse_last_step else 0)
+
+    def carries(self, chunk: int, last: bool) -> bool:
+        """Whether what the transformer keeps of ``chunk`` is read again: not after the last, nor before an anchor."""
+        return not last and not self.is_anchor(chunk + 1)
+
+    def is_anchor(self, chunk: int) -> bool:
+        """Whether ``chunk`` begins with an empty memory and positions from 0, though it is not the first."""
+        return self.anchor_every > 0 and chunk > 0 and chunk % self.anchor_every == 0
 
     def noise_mode(self, total_latents: int | None) -> NoiseMode:
         """The noise mode in force for a stream of this length."""

@@ -60,13 +60,14 @@ def sample_chunk(
 ) -> tuple[torch.Tensor, list[BlockState] | None]:
     """Denoised latents of one chunk [B, C, T, H, W] float32, and what to carry to the next (None unless ``carry``).
 
-    ``state`` is only read: the caller commits what is returned with :meth:`DiTState.write` once the whole chunk is done, so
-    a chunk that is stopped half way leaves the stream at its last border.
+    ``carry`` is :meth:`StreamOptions.carries`. ``state`` is only read: the caller commits what is returned with
+    :func:`commit_chunk` once the whole chunk is done, so a chunk that is stopped half way leaves the stream at its last
+    border.
     """
     schedule = streaming_schedule(options.steps, options.flow_shift)
     num_frames, height, width = source.shape[2:]
-    positions = model.positions(state.num_frames, num_frames, height, width, source.device)
-    blocks = state.read()
+    positions = model.positions(state.position, num_frames, height, width, source.device)
+    blocks = state.read(sink_shift(state, num_frames, options.max_sink_distance))
     rows = 2 if options.guided else 1
     sources = source.repeat(rows, 1, 1, 1, 1)
     passes = options.passes(carry)
@@ -79,9 +80,12 @@ def sample_chunk(
         return model(inputs, times, sources, prompt, blocks, positions)
 
     x = noise.to(source.device, torch.float32)
+    first = options.start_step
+    if first:
+        x = (1 - schedule.sigmas[first]) * source.float() + schedule.sigmas[first] * x
     written: list[BlockState] | None = None
-    for number, timestep in enumerate(schedule.timesteps):
-        velocity, written = run(x, timestep, number)
+    for number in range(first, options.steps):
+        velocity, written = run(x, schedule.timesteps[number], number - first)
         if options.guided:
             negative, positive = velocity.chunk(2)
             velocity = negative + options.cfg_scale * (positive - negative)
@@ -90,8 +94,29 @@ def sample_chunk(
     if not carry:
         return x, None
     if not options.reuse_last_step:
-        _, written = run(x, 0.0, options.steps)
+        _, written = run(x, 0.0, options.steps - first)
     return x, written
+
+
+def sink_shift(state: DiTState, num_frames: int, max_sink_distance: int) -> int:
+    """Latent frames by which the sink is brought nearer for a chunk of ``num_frames``; 0 where it is near enough.
+
+    Since the last restart the sink begins at position 0, so the span from it to the end of the chunk is that end.
+    """
+    if not max_sink_distance or not state.sink_frames:
+        return 0
+    return max(0, state.position + num_frames - max_sink_distance)
+
+
+def commit_chunk(state: DiTState, written: list[BlockState] | None, num_frames: int, last: bool) -> None:
+    """Moves ``state`` past a chunk of ``num_frames`` latent frames of which :func:`sample_chunk` returned ``written``.
+
+    A chunk that is not the last and carries nothing stands before an anchor: the memory is emptied.
+    """
+    if written is not None:
+        state.write(written, num_frames)
+    elif not last:
+        state.restart(num_frames)
 
 
 @torch.no_grad()
@@ -118,7 +143,7 @@ def sample_chunks(
     """
     start = 0
     for index, size in enumerate(sizes):
-        carry = not last or index + 1 < len(sizes)
+        final = last and index + 1 == len(sizes)
         latents, written = sample_chunk(
             model,
             state,
@@ -126,11 +151,10 @@ def sample_chunks(
             noise(state.num_chunks, state.num_frames, size),
             source[:, :, start : start + size],
             options,
-            carry=carry,
+            carry=options.carries(state.num_chunks, final),
             on_pass=None if on_pass is None else functools.partial(on_pass, index),
         )
-        if written is not None:
-            state.write(written, size)
+        commit_chunk(state, written, size, final)
         start += size
         yield latents
 
@@ -154,7 +178,7 @@ def sample_clip(
     per_chunk = [prompts] * len(sizes) if isinstance(prompts, PromptContext) else list(prompts)
     if len(per_chunk) != len(sizes):
         raise ValueError(f"{len(per_chunk)} prompts were given for {len(sizes)} chunks; give one, or one per chunk")
-    capacity = cache_capacity(boundaries, options.num_cached_blocks, options.sink_token)
+    capacity = cache_capacity(boundaries, options.num_cached_blocks, options.sink_token, options.anchor_every)
     state = DiTState(capacity, options.num_cached_blocks, options.sink_token)
 
     def draw(chunk: int, start: int, num_frames: int) -> torch.Tensor:

@@ -106,7 +106,9 @@ def _flow_matching(
     """(loss, the network's clean estimate of the whole clip without gradient [B, C, T, H, W])."""
     state = new_state(plan)
     timestep, sigma = (x.to(batch.source.device) for x in draw_timesteps(len(batch.source), generator))
-    velocities, noises, cleans = [], [], []
+    velocities: list[Tensor] = []
+    noises: list[Tensor] = []
+    cleans: list[Tensor] = []
     sizes = plan.windows[0].chunk_sizes
     chunks = list(zip(batch.source.split(sizes, 2), batch.target.split(sizes, 2), strict=True))
     for source, target in chunks:

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .reader import open_media
+from .media import open_media
 
 if TYPE_CHECKING:
     from av import Packet

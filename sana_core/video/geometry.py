@@ -3,6 +3,7 @@
 Every rule works on each frame alone, so a stream cut anywhere gives the same numbers. Source: `docs/model.md`, pixels.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+
+# Sizes (height, width) that the release was trained for, by their label: height over width, rounded. The streaming network
+# saw 704 x 1280 alone.
+BUCKETS = {
+    0.5: (672, 1344),
+    0.57: (704, 1280),
+    0.68: (800, 1152),
+    0.78: (832, 1088),
+    1.0: (960, 960),
+    1.13: (1024, 896),
+    1.29: (1088, 832),
+    1.46: (1152, 800),
+    1.67: (1248, 736),
+    1.75: (1280, 704),
+    2.0: (1344, 672),
+}
 
 
 @dataclass(frozen=True)
@@ -40,15 +57,44 @@ def fill_and_crop(height: int, width: int, target_height: int, target_width: int
     return FillAndCrop(scaled_height, target_width, top=int((scaled_height - target_height) / 2), left=0)
 
 
-def resize_and_crop(frames: Tensor, target_height: int, target_width: int) -> Tensor:
+def bucket_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the bucket of :data:`BUCKETS` whose label is closest to ``height`` / ``width``.
+
+    Raises InputError where a size is not positive.
+    """
+    ratio = _aspect(height, width)
+    return BUCKETS[min(BUCKETS, key=lambda label: abs(label - ratio))]
+
+
+def similar_size(height: int, width: int, area: int, multiple: int) -> tuple[int, int]:
+    """(height, width) of about ``area`` pixels and the shape ``height`` / ``width``, in multiples of ``multiple``.
+
+    For networks with no buckets of their own. Both are at least two multiples. Raises InputError where a size is not
+    positive.
+    """
+    ratio = _aspect(height, width)
+    sides = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    high, wide = (max(2, round(side / multiple)) * multiple for side in sides)
+    return high, wide
+
+
+def _aspect(height: int, width: int) -> float:
+    if min(height, width) < 1:
+        raise InputError(f"a frame of {width}x{height} has no shape: every size must be at least 1")
+    return height / width
+
+
+def resize_and_crop(frames: Tensor, target_height: int, target_width: int, antialias: bool = False) -> Tensor:
     """Frames scaled to fill the target, centre-cropped and mapped to [-1, 1].
 
     Args:
         frames: [F, H, W, 3], uint8 (video) or floating point in 0..1 (a ComfyUI IMAGE).
+        antialias: where a frame is made smaller, average over what each pixel covers. The release does not: fine detail
+            of 4K flickers.
 
     Returns:
         float32 [F, 3, target_height, target_width] on the frames' device. Bilinear on the 0..1 values, corners not
-        aligned, no antialiasing. Each frame is computed by itself: any split of a clip gives the same bits.
+        aligned. Each frame is computed by itself: any split of a clip gives the same bits.
 
     Raises InputError for another shape or dtype.
     """
@@ -65,10 +111,21 @@ def resize_and_crop(frames: Tensor, target_height: int, target_width: int) -> Te
             planes = planes / 255
         if (fit.scaled_height, fit.scaled_width) != (height, width):
             size = (fit.scaled_height, fit.scaled_width)
-            planes = F.interpolate(planes[None], size=size, mode="bilinear", align_corners=False, antialias=False)[0]
+            planes = F.interpolate(planes[None], size=size, mode="bilinear", align_corners=False, antialias=antialias)[
+                0
+            ]
         cropped = planes[:, fit.top : fit.top + target_height, fit.left : fit.left + target_width]
         torch.sub(cropped, 0.5, out=out).div_(0.5)
     return pixels
+
+
+def resize_frame(frame: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [H, W, 3] at another size; bilinear and antialiased, the same frame where it has that size."""
+    if tuple(frame.shape[:2]) == (height, width):
+        return frame
+    planes = frame.permute(2, 0, 1)[None].float()
+    resized = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].permute(1, 2, 0).round().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
 def floor_size(size: int, multiple: int) -> int:

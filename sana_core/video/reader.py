@@ -2,7 +2,9 @@
 
 Frames come in display order, as 8-bit RGB, upright, at the file's own rate: nothing is dropped or repeated, and a frame
 is known by its number, not by its time. A frame has the pixels that are stored: where a file says that they are not
-square, a player stretches the picture, and this reader warns but does not. Source: `docs/model.md`, pixels.
+square, a player stretches the picture, and this reader warns but does not. Both can be asked for: frames at an even rate by
+their times, and square pixels. Pictures of high dynamic range are refused until it is said what to do with them. Source:
+`docs/model.md`, pixels.
 """
 
 import logging
@@ -12,18 +14,24 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .geometry import resize_frame
+from .hdr import TRANSFERS, Transfer, tone_map
+from .media import open_media, video_stream
+from .resample import Span, check_rate, read_span, resampled, resampled_count
 
 if TYPE_CHECKING:
     import numpy as np
     from av import VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
+
+HDR = Literal["refuse", "tone-map", "ignore"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +83,8 @@ class VideoInfo:
 
     ``frame_rate`` is the average in frames per second, ``duration`` in seconds; ``rotation`` is the counterclockwise
     turn in degrees (0, 90, 180 or 270) that the stored pictures need, and that `VideoReader` gives them;
-    ``sample_aspect_ratio`` is the width of a displayed pixel over its height, by which nothing here is stretched.
+    ``sample_aspect_ratio`` is the width of a displayed pixel over its height, by which nothing here is stretched;
+    ``hdr`` is the transfer curve of a picture of high dynamic range, None for an ordinary one.
     """
 
     width: int
@@ -86,6 +95,12 @@ class VideoInfo:
     rotation: int
     duration: float
     sample_aspect_ratio: Fraction = Fraction(1)
+    hdr: Transfer | None = None
+
+    @property
+    def square_width(self) -> int:
+        """Width of the picture as displayed where each pixel is square; the height stays."""
+        return max(1, round(self.width * self.sample_aspect_ratio))
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -98,7 +113,7 @@ def probe(path: str | Path) -> VideoInfo:
 
     path = Path(path)
     with open_media(path) as container:
-        stream = _video_stream(container, path)
+        stream = video_stream(container, path)
         try:
             first = next(_decoded(container, stream), None)
         except av.FFmpegError as error:
@@ -112,13 +127,14 @@ def probe(path: str | Path) -> VideoInfo:
         duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
         num_frames = stream.frames
         pixel = stream.sample_aspect_ratio or Fraction(1)
+        hdr = TRANSFERS.get(stream.codec_context.color_trc)
     # Matroska's header and a picture's count nothing; that of a file that was never finished, or of one cut by an edit
     # list, counts other frames than it shows.
     if not num_frames or duration is None or abs(num_frames - duration * frame_rate) > 1.5:
         num_frames = max(1, _count_packets(path))
     return VideoInfo(
         width, height, frame_rate, num_frames, has_audio, rotation, duration or float(num_frames / frame_rate),
-        1 / pixel if rotation % 180 else pixel,
+        1 / pixel if rotation % 180 else pixel, hdr,
     )  # fmt: skip
 
 
@@ -135,13 +151,19 @@ class VideoReader:
 
     ``on_frame`` is called for every frame that is decoded, dropped ones too; raising from it ends the reading.
 
+    ``resample_fps`` gives frames at this rate by the file's times, dropped or repeated; ``start``, ``max_frames`` and
+    ``num_frames`` then count those. It is also what evens out a variable rate. ``square_pixels`` stretches frames as a
+    player would; without it pixels that the file says are not square are taken as square, with one warning in the log.
+    ``hdr`` is for PQ and HLG: ``refuse``, ``tone-map`` to ordinary range (`tone_map`), or ``ignore``, which takes the
+    values as they are, as the release does.
+
     One frame is held at a time. Frames before ``start`` are decoded and dropped, so numbers are exact for every file.
-    Each iteration begins anew; `close`, or leaving the with-block, ends the one under way. Pixels that the file says are
-    not square are taken as square, with one warning in the log.
+    Each iteration begins anew; `close`, or leaving the with-block, ends the one under way.
 
     A file that breaks off in the middle ends the iteration, with a warning in the log that says how many frames were
-    read. Raises InputError for a file that `probe` refuses, a ``start`` beyond the last frame, a ``start`` or
-    ``max_frames`` out of range, and a frame of another size than the first.
+    read. Raises InputError for a file that `probe` refuses, a ``start`` beyond the last frame, a ``start``,
+    ``max_frames`` or ``resample_fps`` out of range, high dynamic range unless told otherwise, and a frame of another size
+    than the first.
     """
 
     def __init__(
@@ -151,6 +173,9 @@ class VideoReader:
         start: int = 0,
         max_frames: int | None = None,
         on_frame: Callable[[], None] | None = None,
+        resample_fps: Fraction | None = None,
+        square_pixels: bool = False,
+        hdr: HDR = "refuse",
     ) -> None:
         self.path = Path(path)
         self._on_frame = on_frame
@@ -158,10 +183,23 @@ class VideoReader:
             raise InputError(f"start is frame {start}: frames are counted from 0")
         if max_frames is not None and max_frames < 1:
             raise InputError(f"max_frames is {max_frames}: give at least 1, or leave it out to read to the end")
+        if resample_fps is not None:
+            check_rate(resample_fps)
+        if hdr not in get_args(HDR):
+            raise InputError(f"hdr {hdr!r} is unknown: use {', '.join(get_args(HDR))}")
         self.info = probe(self.path)
-        if start >= self.info.num_frames:
-            raise InputError(self._beyond_end(start, self.info.num_frames))
-        if abs(self.info.sample_aspect_ratio - 1) > _SQUARE_PIXELS:
+        if self.info.hdr and hdr == "refuse":
+            raise InputError(
+                f"{self.path} has high dynamic range ({self.info.hdr}), which the model does not know: read it with hdr "
+                "tone-map to bring it to ordinary range, or with hdr ignore to take its values as they are"
+            )
+        self._tone_map = self.info.hdr if hdr == "tone-map" else None
+        self._resample_fps = resample_fps
+        self._span: Span | None = None if resample_fps is None else read_span(self.path, self.info.frame_rate)
+        self._square_pixels = square_pixels
+        if start >= self._file_frames:
+            raise InputError(self._beyond_end(start, self._file_frames))
+        if not square_pixels and abs(self.info.sample_aspect_ratio - 1) > _SQUARE_PIXELS:
             self._warn_of_shape(self.info.sample_aspect_ratio)
         self._start = start
         self._max_frames = max_frames
@@ -174,12 +212,25 @@ class VideoReader:
 
     @property
     def frame_rate(self) -> Fraction:
-        return self.info.frame_rate
+        """Of the frames that are given: that of ``resample_fps`` where frames are resampled."""
+        return self._resample_fps or self.info.frame_rate
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the frames that are given."""
+        return self.info.height, self.info.square_width if self._square_pixels else self.info.width
+
+    @property
+    def _file_frames(self) -> int:
+        """Frames from the first to the last, resampled where that is asked for."""
+        if self._span is None or self._resample_fps is None:
+            return self.info.num_frames
+        return resampled_count(self._span, self._resample_fps)
 
     @property
     def num_frames(self) -> int:
         """Frames that an iteration gives, if the file holds what it says."""
-        left = self.info.num_frames - self._start
+        left = self._file_frames - self._start
         return left if self._max_frames is None else min(left, self._max_frames)
 
     def blocks(self, num_frames: int) -> Iterator[Tensor]:
@@ -212,9 +263,7 @@ class VideoReader:
         end = None if self._max_frames is None else self._start + self._max_frames
         read = 0
         with closing(self._decode()) as decoded:
-            for frame in decoded:
-                if self._on_frame is not None:
-                    self._on_frame()
+            for frame in self._timed(decoded):
                 if read >= self._start:
                     yield self._upright(frame, read)
                 read += 1
@@ -223,15 +272,22 @@ class VideoReader:
         if read <= self._start:
             raise InputError(self._beyond_end(self._start, read))
 
+    def _timed(self, decoded: "Iterator[VideoFrame]") -> "Iterator[VideoFrame]":
+        if self._span is None or self._resample_fps is None:
+            return decoded
+        return resampled(decoded, self._span, self._resample_fps, self.info.frame_rate)
+
     def _decode(self) -> Generator["VideoFrame", None, None]:
         """All frames of the file up to its end or to the first damage."""
         import av
 
         read, problem = 0, ""
         with open_media(self.path) as container:
-            stream = _video_stream(container, self.path)
+            stream = video_stream(container, self.path)
             try:
                 for frame in _decoded(container, stream):
+                    if self._on_frame is not None:
+                        self._on_frame()
                     yield frame
                     read += 1
             except av.FFmpegError as error:
@@ -243,7 +299,10 @@ class VideoReader:
             )  # fmt: skip
 
     def _upright(self, frame: "VideoFrame", number: int) -> Tensor:
-        picture = torch.from_numpy(_to_rgb(frame))
+        if self._tone_map is None:
+            picture = torch.from_numpy(_to_rgb(frame))
+        else:
+            picture = tone_map(torch.from_numpy(_to_rgb(frame, "rgb48le")).float() / 65_535, self._tone_map)
         turns = _rotation(frame) // 90
         if turns:
             picture = torch.rot90(picture, turns).contiguous()
@@ -253,7 +312,7 @@ class VideoReader:
                 f"{self.path}: frame {number} is {width}x{height} but the video began at {self.info.width}x"
                 f"{self.info.height}: convert the file to one size"
             )
-        return picture
+        return resize_frame(picture, *self.size)
 
     def _warn_of_shape(self, pixel: Fraction) -> None:
         logger.warning(
@@ -270,31 +329,6 @@ class VideoReader:
 def _check_block(num_frames: int) -> None:
     if num_frames < 1:
         raise InputError(f"cannot read in blocks of {num_frames} frames: give at least 1")
-
-
-def open_media(path: Path) -> "InputContainer":
-    """The file opened for reading. Raises InputError, one line, if there is none or it is no media file."""
-    import av
-
-    if not path.exists():
-        raise InputError(f"{path}: no such file: check the path")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give a video file")
-    try:
-        # An absolute path is never taken for the address of another protocol, whatever colons are in it.
-        return av.open(str(path.absolute()), metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise InputError(f"{path} cannot be read as a video ({error.strerror}): give a video file, whole") from error
-
-
-def _video_stream(container: "InputContainer", path: Path) -> "VideoStream":
-    """The first video stream that is not a cover picture."""
-    from av.stream import Disposition
-
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
-            return stream
-    raise InputError(f"{path} has no video in it that can be decoded: give a video file")
 
 
 def _decoded(container: "InputContainer", stream: "VideoStream") -> "Iterator[VideoFrame]":
@@ -315,7 +349,7 @@ def _count_packets(path: Path) -> int:
     count = 0
     with open_media(path) as container:
         try:
-            for packet in container.demux(_video_stream(container, path)):
+            for packet in container.demux(video_stream(container, path)):
                 count += bool(packet.size) and not packet.is_discard
         except av.FFmpegError:
             logger.debug("%s: reading stopped after %d packets", path, count)
@@ -327,15 +361,16 @@ def _rotation(frame: "VideoFrame") -> int:
     return round(frame.rotation / 90) % 4 * 90
 
 
-def _to_rgb(frame: "VideoFrame") -> "np.ndarray":
-    """uint8 [H, W, 3] by the matrix and the range that the file names; one that names no matrix is read as BT.601.
+def _to_rgb(frame: "VideoFrame", pixels: str = "rgb24") -> "np.ndarray":
+    """[H, W, 3], uint8 (``rgb24``) or uint16 (``rgb48le``), by the matrix and the range that the file names.
 
-    That is FFmpeg's rule for every size, and what programs that write through it mean when they leave the tag out.
+    A file that names no matrix is read as BT.601. That is FFmpeg's rule for every size, and what programs that write
+    through it mean when they leave the tag out.
     """
     # PyAV before 17 looks at the source's matrix only where another one is asked for; RGB itself has none.
     matrix = _SWSCALE_MATRICES.get(frame.colorspace)
     rgb = frame.reformat(
-        format="rgb24",
+        format=pixels,
         src_colorspace=matrix,
         dst_colorspace=None if matrix is None else _BT601,
         src_color_range=_FULL_RANGE if frame.color_range == _FULL_RANGE else None,

@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from ..errors import InputError
-from .reader import open_media
+from .media import open_media
 
 
 def salvage(path: Path, frame_rate: Fraction) -> int:

@@ -2,44 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config import read_json
 from ..errors import CheckpointError
+from .file_names import INDEX_SUFFIX as INDEX_SUFFIX
+from .file_names import TORCH_SUFFIXES as TORCH_SUFFIXES
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-INDEX_SUFFIX = ".safetensors.index.json"
 STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# What stands in a file's place when only a pointer to it, or a page about it, was fetched.
+_NOT_WEIGHTS = {
+    b"version https://git-lfs": "a Git LFS pointer to the weights; run git lfs pull, or download the file itself",
+    b"<!doctype html": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+}
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_checkpoint(path: str | Path, *, numpy_arrays: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """(state dict, safetensors metadata) of a weight file; tensors stay memory-mapped on the CPU where possible.
 
     Accepts a torch archive, a safetensors file or the index of a sharded one. Wrappers and prefixes are taken off by
-    :func:`unwrap`. Raises CheckpointError for anything else.
+    :func:`unwrap`; what is no tensor is left out. ``numpy_arrays`` also lets the unpickler build numpy arrays, which
+    training files hold beside their weights, and nothing else. Raises CheckpointError for anything else.
     """
     path = Path(path)
+    metadata: dict[str, str] = {}
     if path.name.endswith(INDEX_SUFFIX):
-        return unwrap(_read_shards(path), path), {}
-    if path.suffix == ".safetensors":
-        tensors, metadata = read_safetensors(path)
-        return unwrap(tensors, path), metadata
-    if path.suffix in TORCH_SUFFIXES:
-        return unwrap(_read_torch(path), path), {}
-    _require_file(path)
-    raise CheckpointError(
-        f"{path} is not a weight file that can be read; accepted are .safetensors, *{INDEX_SUFFIX}, "
-        f"{', '.join(TORCH_SUFFIXES)}"
-    )
+        content: Any = _read_shards(path)
+    elif path.suffix == ".safetensors":
+        content, metadata = read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        content = _read_torch(path, numpy_arrays)
+    else:
+        _require_file(path)
+        raise CheckpointError(
+            f"{path} is not a weight file that can be read; accepted are .safetensors, *{INDEX_SUFFIX}, "
+            f"{', '.join(TORCH_SUFFIXES)}"
+        )
+    state = {key: value for key, value in unwrap(content, path).items() if isinstance(value, torch.Tensor)}
+    if not state:
+        raise CheckpointError(
+            f"{path} holds no weights: no tensors under generator, state_dict or at the top, whose keys are "
+            f"{', '.join(map(str, list(content)[:10]))}; EMA copies are not used"
+        )
+    return state, metadata
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -69,18 +87,29 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(set(weight_map.values())):
         tensors |= read_safetensors(index.with_name(shard))[0]
+    if astray := sorted(tensors.keys() ^ weight_map.keys()):
+        raise CheckpointError(
+            f"{index} and its shards do not belong together: {len(astray)} keys are in one only, "
+            f"{'; '.join(astray[:10])}{'; ...' if len(astray) > 10 else ''}; copy all files of one release again"
+        )
     return tensors
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, numpy_arrays: bool) -> Any:
     _require_file(path)
+    allowed = torch.serialization.safe_globals(_numpy_globals()) if numpy_arrays else contextlib.nullcontext()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), allowed:
             # torch warns of pickle protocols that it reads all the same, or refuses below.
             warnings.simplefilter("ignore", UserWarning)
             # Only the zip form of a torch file can be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        if not numpy_arrays and re.search(r"GLOBAL numpy\.", str(error)):
+            raise CheckpointError(
+                f"{path} holds numpy arrays beside its weights, as training files do; make a plain weight file of it: "
+                f"python -m sana_streaming convert {path} {path.with_suffix('.safetensors')}"
+            ) from error
         raise CheckpointError(
             f"{path} is not a plain weight file: it is damaged or holds Python objects, which are never executed; "
             "use a file of tensors only"
@@ -93,10 +122,23 @@ def _read_torch(path: Path) -> Any:
         ) from error
 
 
+def _numpy_globals() -> list[Any]:
+    """All that the pickle of a random state's uint32 array names; numpy 1 called the module differently."""
+    # What an unpickled array is rebuilt by has no public name.
+    rebuild: Any = np.zeros(1).__reduce__()[0]
+    spellings = [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("_core", "core")]
+    return [*spellings, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+
+
 def _require_file(path: Path) -> None:
     if not path.is_file():
         what = "is a folder, not a weight file" if path.is_dir() else "does not exist"
         raise CheckpointError(f"{path} {what}; give the path of the weight file itself")
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    for mark, what in _NOT_WEIGHTS.items():
+        if start.startswith(mark):
+            raise CheckpointError(f"{path} is {what}")
 
 
 def unwrap(checkpoint: Any, source: str | Path = "checkpoint") -> dict[str, Any]:

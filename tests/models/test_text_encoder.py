@@ -37,7 +37,7 @@ def encode(encoder, case):
 def test_prompt_constants():
     expected = golden_files.load_json("text/prompt_constants.json")
     assert PROMPT_PREFIX.split("\n") == expected["chi_prompt_lines"]
-    assert expected["joined"] == PROMPT_PREFIX
+    assert expected["joined"] == PROMPT_PREFIX and expected["joined_characters"] == len(PROMPT_PREFIX)
     assert hashlib.sha256(PROMPT_PREFIX.encode()).hexdigest() == expected["joined_utf8_sha256"]
     assert expected["default_negative_prompt"] == DEFAULT_NEGATIVE_PROMPT
     assert expected["model_max_length"] == MAX_TEXT_TOKENS
@@ -57,6 +57,17 @@ def test_token_lengths(case):
     assert plan.num_tokens == case["mask_sum"]
     assert plan.truncated_tokens == case["truncated_tokens"]
     assert plan.padded_length - (sequence - plan.truncated_tokens) == case["pad_tokens"]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", golden_files.load_json("text/token_lengths.json")["no_chi"])
+def test_token_lengths_without_a_prefix(case):
+    sequence = case["prompt_tokens_incl_bos"]
+    plan = plan_tokens(sequence, None, case["model_max_length"])
+    assert plan.padded_length == case["padded_length"]
+    assert 1 + plan.padded_length - plan.first_row == case["output_rows"]
+    assert plan.num_tokens == case["mask_sum"]
+    assert plan.truncated_tokens == sequence - case["mask_sum"]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["no_soft_cap", "soft_cap"])

@@ -176,6 +176,39 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match=f"{name} is not a"):
             read_checkpoint(tmp_path / name)
 
+    @pytest.mark.parametrize(
+        ("start", "expected"),
+        [
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:00",
+                "is a Git LFS pointer to the weights; run git lfs",
+            ),
+            (b"\n<!DOCTYPE html><html>", "is a web page; download the file itself"),
+        ],
+    )
+    @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+    def test_what_a_browser_or_git_leaves_in_its_place(self, tmp_path, suffix, start, expected):
+        (tmp_path / f"a.{suffix}").write_bytes(start)
+        with pytest.raises(CheckpointError, match=expected):
+            read_checkpoint(tmp_path / f"a.{suffix}")
+
+    def test_only_copies_that_are_not_used(self, state, tmp_path):
+        torch.save({"generator_ema": state, "critic": state, "step": 3}, tmp_path / "a.pth")
+        with pytest.raises(
+            CheckpointError, match="no tensors .* whose keys are generator_ema, critic, step; EMA copies are"
+        ):
+            read_checkpoint(tmp_path / "a.pth")
+
+    def test_shards_of_another_release(self, state, tmp_path):
+        keys = sorted(state)
+        save_file({key: state[key].contiguous() for key in keys[1:]}, tmp_path / "a.safetensors")
+        index = {"weight_map": dict.fromkeys(keys[:-1], "a.safetensors")}
+        (tmp_path / "a.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(
+            CheckpointError, match=f"do not belong together: 2 keys are in one only, {keys[0]}; {keys[-1]}"
+        ):
+            read_checkpoint(tmp_path / "a.safetensors.index.json")
+
     def test_other_paths(self, tmp_path):
         with pytest.raises(CheckpointError, match="gone.pth does not exist"):
             read_checkpoint(tmp_path / "gone.pth")
