@@ -46,6 +46,7 @@ nano: $(READY)
 	$(BIN)/python -m sana_streaming train $(RECIPES)/nano_dit.yaml --folder out/nano/dit
 	$(BIN)/python -m sana_streaming train $(RECIPES)/nano_crr.yaml --folder out/nano/crr
 	$(BIN)/python -m sana_streaming train $(RECIPES)/nano_long.yaml --folder out/nano/long
+	$(BIN)/python -m sana_streaming train $(RECIPES)/nano_late.yaml --folder out/nano/late
 	$(BIN)/python -m sana_streaming train-vae $(RECIPES)/nano_decoder.yaml --folder out/nano/decoder
 	$(BIN)/python -m sana_streaming.sana_core.training.nano out/nano $(NANO_VERSION)
 	$(MAKE) evaluate

@@ -5,15 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import comfy_host
+from .decode import SanaStreamingDecodeImages, SanaStreamingDecodeVideo
 from .edit_video import SanaStreamingDemoClip, SanaStreamingEditVideo
 from .loaders import SanaStreamingLoadModel, SanaStreamingLoadTextEncoder, SanaStreamingLoadVAE
-from .prompt import SanaStreamingPrompt
+from .prompt import SanaStreamingPrompt, SanaStreamingPromptSchedule
 from .sampler import SanaStreamingSampler
-from .video import (
-    SanaStreamingDecodeImages,
-    SanaStreamingDecodeVideo,
-    SanaStreamingEncodeVideo,
-)
+from .short_clip import SanaStreamingShortSampler
+from .video import SanaStreamingEncodeVideo
 
 NODES: list[type[io.ComfyNode]] = [
     SanaStreamingLoadModel,
@@ -26,6 +24,8 @@ NODES: list[type[io.ComfyNode]] = [
     SanaStreamingDecodeImages,
     SanaStreamingEditVideo,
     SanaStreamingDemoClip,
+    SanaStreamingShortSampler,
+    SanaStreamingPromptSchedule,
 ]
 
 

@@ -31,6 +31,8 @@ CATEGORY = "SANA-Streaming"
 OWN_FOLDER = "sana_streaming"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 PREVIEW_SIZE = 512
+# What a schema lists under ``hidden`` for a node that writes on itself.
+NODE_ID = io.Hidden.unique_id
 
 
 # Schemas
@@ -130,6 +132,20 @@ def explained_memory(knobs: str) -> Iterator[None]:
 def check_interrupt() -> None:
     """Raises ComfyUI's own exception when the user pressed Stop."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def show_text(node: type[io.ComfyNode], text: str) -> None:
+    """Writes ``text`` on the node, whose schema has ``hidden=[NODE_ID]``, and into the log."""
+    logger.info("SANA-Streaming: %s", text)
+    number = getattr(node.hidden, "unique_id", None)
+    if number is None:
+        return
+    # Only a running server has it.
+    from server import PromptServer
+
+    send = getattr(PromptServer.instance, "send_progress_text", None)
+    if send is not None:
+        send(text, number)
 
 
 class ProgressReport:

@@ -7,23 +7,27 @@ from typing import Any
 
 from comfy_api.latest import InputImpl, io
 
-from ..sana_core.edit_file import FileEdit, FileJob
+from ..sana_core.edit_file import FileEdit, FileJob, FileReport
 from ..sana_core.streaming.chunks import ChunkPlan
-from ..sana_core.streaming.edit_stream import EditStream, FixedPrompts, check_size
+from ..sana_core.streaming.edit_stream import EditStream, check_networks, check_size
 from ..sana_core.streaming.memory import stream_memory
 from ..sana_core.streaming.options import StreamOptions
+from ..sana_core.streaming.prompt_schedule import check_frame_prompts
 from ..sana_core.video.demo_clip import demo_frames
 from ..sana_core.video.geometry import pixels_to_uint8
 from ..sana_core.video.reader import closest_rate
 from ..sana_core.video.writer import VideoWriter
 from . import comfy_host
+from .decode import decoder_text, released_if_stopped
 from .frames import open_clip
-from .prompt import connected_prompts
+from .prompt import Prompts, connected_prompts
 from .sampler import sampling_inputs
 from .sockets import VAE, LoadedModel, LoadedVAE, Model
-from .video import MEMORY_KNOBS, crf_input, fps_input, range_inputs, released_if_stopped, size_inputs, video_input
+from .steering import footage_inputs, steering_inputs
+from .video import MEMORY_KNOBS, crf_input, fps_input, range_inputs, size_inputs, video_input
 
 DEMO_RATE = Fraction(24)
+NO_COMPARISON = "off"
 
 
 class SanaStreamingEditVideo(io.ComfyNode):
@@ -39,7 +43,9 @@ class SanaStreamingEditVideo(io.ComfyNode):
             inputs=[
                 Model.Input("model", tooltip="From Load SANA-Streaming Model."),
                 VAE.Input("vae", tooltip="From Load SANA-Streaming VAE."),
-                io.Conditioning.Input("positive", tooltip="From SANA-Streaming Prompt."),
+                io.Conditioning.Input(
+                    "positive", tooltip="From SANA-Streaming Prompt, or a schedule from SANA-Streaming Prompt Schedule."
+                ),
                 video_input(),
                 *size_inputs(),
                 *sampling_inputs(),
@@ -47,7 +53,20 @@ class SanaStreamingEditVideo(io.ComfyNode):
                 fps_input(),
                 crf_input(),
                 io.Conditioning.Input("negative", optional=True, tooltip="Needed where cfg_scale is above 1."),
+                *steering_inputs(),
+                *footage_inputs(),
+                comfy_host.widget(
+                    io.Combo,
+                    "compare",
+                    options=[NO_COMPARISON, "side-by-side", "wipe"],
+                    default=NO_COMPARISON,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Writes the source into the same picture: beside the edit, which makes it twice as wide, or left "
+                    "of a line that moves.",
+                ),
             ],
+            hidden=[comfy_host.NODE_ID],
             outputs=[io.Video.Output(display_name="video")],
         )
 
@@ -71,6 +90,12 @@ class SanaStreamingEditVideo(io.ComfyNode):
         fps: float,
         crf: int,
         negative: list[Any] | None = None,
+        anchor_every: int = 0,
+        start_step: int = 0,
+        max_sink_distance: int = 0,
+        antialias: bool = False,
+        hdr: Any = "refuse",
+        compare: Any = NO_COMPARISON,
     ) -> io.NodeOutput:
         options = StreamOptions(
             steps=steps,
@@ -79,10 +104,15 @@ class SanaStreamingEditVideo(io.ComfyNode):
             noise=noise,
             num_cached_blocks=num_cached_blocks,
             sink_token=sink_token,
+            anchor_every=anchor_every,
+            start_step=start_step,
+            max_sink_distance=max_sink_distance,
         )
+        check_networks(model.network, vae.network)
         check_size(height, width, vae.network.config.spatial_factor)
+        prompts = connected_prompts(positive, negative, options.guided)
         path = comfy_host.temporary_video("sana_streaming")
-        with open_clip(video, start_frame, max_frames) as clip, comfy_host.explained_memory(MEMORY_KNOBS):
+        with open_clip(video, start_frame, max_frames, hdr) as clip, comfy_host.explained_memory(MEMORY_KNOBS):
             job = FileJob(
                 frames=clip.frames,
                 target=path,
@@ -90,37 +120,47 @@ class SanaStreamingEditVideo(io.ComfyNode):
                 frame_rate=closest_rate(Fraction(fps).limit_denominator(1001), clip.frames.frame_rate) if fps else None,
                 crf=crf,
                 audio_from=clip.audio_from,
+                compare=None if compare == NO_COMPARISON else compare,
             )
-            _edit(model, vae, positive, negative, options, (height, width), job)
+            report = _edit(model, vae, prompts, options, (height, width), antialias, job)
+        rate = report.frames_written / report.wall_seconds
+        chunks = "1 chunk" if report.chunks == 1 else f"{report.chunks} chunks"
+        comfy_host.show_text(
+            cls, f"{report.frames_written} frames in {chunks}, {rate:.1f} frames per second\n{decoder_text(vae)}"
+        )
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
 
 
 def _edit(
     model: LoadedModel,
     vae: LoadedVAE,
-    positive: list[Any],
-    negative: list[Any] | None,
+    prompts: Prompts,
     options: StreamOptions,
     size: tuple[int, int],
+    antialias: bool,
     job: FileJob,
-) -> None:
+) -> FileReport:
     """Runs the stream over the clip with ComfyUI's progress, preview and Stop."""
     total = job.frames.num_frames
     plan = ChunkPlan(total, vae.network.config.temporal_factor)
+    schedule = prompts.schedule(job.frame_rate or job.frames.frame_rate)
+    check_frame_prompts(schedule, plan)
     kinds = (model.network.dtype, vae.network.dtype)
     needed = stream_memory(model.network.config, vae.network.config, plan, size, options, *kinds)
     comfy_host.load([model.patcher, vae.patcher], needed.total)
     chunks = plan.total_chunks or 1
-    report = comfy_host.ProgressReport(chunks * (options.passes(carry=True) + 2))
-    prompts = connected_prompts(positive, negative, options.guided)
+    units = (options.passes(options.carries(chunk, plan.is_last(chunk))) + 2 for chunk in range(chunks))
+    report = comfy_host.ProgressReport(sum(units))
     stream = EditStream(
         model.network,
         vae.network,
-        FixedPrompts(prompts.positive, prompts.negative),
+        prompts.encoder(),
         prompt=prompts.text,
         negative_prompt=prompts.negative_text,
+        schedule=schedule,
         height=size[0],
         width=size[1],
+        antialias=antialias,
         total_frames=total,
         options=options,
         device=model.device,
@@ -128,7 +168,8 @@ def _edit(
         on_progress=lambda _: report.step(),
     )
     with released_if_stopped(stream.state, job.target):
-        FileEdit(stream, job, lambda chunk, _: report.preview(pixels_to_uint8(chunk.pixels[-1:])[0])).run()
+        edit = FileEdit(stream, job, lambda chunk, _: report.preview(pixels_to_uint8(chunk.pixels[-1:])[0]))
+        return edit.run()
 
 
 class SanaStreamingDemoClip(io.ComfyNode):

@@ -15,7 +15,7 @@ import torch
 from comfy_api.latest import InputImpl
 
 from ..sana_core.errors import InputError
-from ..sana_core.video.reader import FrameSource, PictureFrames, VideoReader, probe
+from ..sana_core.video.reader import HDR, FrameSource, PictureFrames, VideoReader, probe
 from ..sana_core.video.sound import write_sound
 from . import comfy_host
 
@@ -37,11 +37,11 @@ class Clip:
 
 
 @contextmanager
-def open_clip(video: Any, start_frame: int, max_frames: int) -> Iterator[Clip]:
+def open_clip(video: Any, start_frame: int, max_frames: int, hdr: HDR = "refuse") -> Iterator[Clip]:
     """The frames of a VIDEO or an IMAGE, from ``start_frame`` on, at most ``max_frames`` (0: all).
 
-    A VIDEO in a file is read frame by frame, one that was made from pictures is used as it is. Temporary files that sound or
-    video in memory need are removed at the end.
+    A VIDEO in a file is read frame by frame, one that was made from pictures is used as it is; ``hdr`` is for files of high
+    dynamic range. Temporary files that sound or video in memory need are removed at the end.
     """
     limit = max_frames or None
     made: list[Path] = []
@@ -49,7 +49,7 @@ def open_clip(video: Any, start_frame: int, max_frames: int) -> Iterator[Clip]:
         if isinstance(video, torch.Tensor):
             yield Clip(_pictures(video, DEFAULT_RATE, start_frame, limit), start_frame, None, None)
         elif (path := _file_of(video, made)) is not None:
-            yield _file_clip(path, video, start_frame, limit)
+            yield _file_clip(path, video, start_frame, limit, hdr)
         else:
             parts = video.get_components()
             rate = Fraction(parts.frame_rate)
@@ -81,7 +81,7 @@ def _file_of(video: Any, made: list[Path]) -> Path | None:
     return path
 
 
-def _file_clip(path: Path, video: Any, start: int, limit: int | None) -> Clip:
+def _file_clip(path: Path, video: Any, start: int, limit: int | None, hdr: HDR) -> Clip:
     """A file, narrowed to the window that a trim node has set."""
     info = probe(path)
     begin, seconds = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
@@ -92,7 +92,7 @@ def _file_clip(path: Path, video: Any, start: int, limit: int | None) -> Clip:
     if start >= available:
         raise InputError(f"start_frame {start} is not in the {available} frames of the video")
     count = available - start if limit is None else min(limit, available - start)
-    reader = VideoReader(path, start=first + start, max_frames=count, on_frame=comfy_host.check_interrupt)
+    reader = VideoReader(path, start=first + start, max_frames=count, on_frame=comfy_host.check_interrupt, hdr=hdr)
     return Clip(reader, first + start, path if info.has_audio else None, info.frame_rate)
 
 

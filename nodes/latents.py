@@ -61,6 +61,15 @@ def from_latent(latent: dict[str, Any], temporal_factor: int = 8) -> tuple[torch
     return samples, Stretch(tuple(plan.latent_sizes(0, num_latents)), frames, None, 0, plan)
 
 
+def check_whole(stretch: Stretch, done: str) -> None:
+    """InputError for a part of a stream; ``done`` is what is done with whole clips."""
+    if stretch.first_chunk or not stretch.is_last:
+        raise InputError(
+            f"these latents are a part of a stream, and only a whole clip can be {done} at once; encode the whole clip in one "
+            "part, with total_frames 0 and no state"
+        )
+
+
 def check_space(latent: dict[str, Any], vae: LoadedVAE) -> None:
     """InputError unless the VAE decodes latents of this space and width."""
     channels, expected = latent[SAMPLES].shape[1], vae.network.config.latent_channels

@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..sana_core.models.gemma_files import SINGLE_FILE
 from ..sana_core.models.prompt_cache import default_cache_dir
 from ..sana_core.models.text_encoder import GemmaTextEncoder
-from ..sana_core.streaming.sampler import check_streaming
 from ..sana_core.weights.dit import load_dit
 from ..sana_core.weights.nano import nano_folder
 from ..sana_core.weights.toy import make_toy_bundle
-from ..sana_core.weights.vae import load_vae
+from ..sana_core.weights.vae import INDEX_NAME, load_vae
 from . import comfy_host
+from .decode import decoder_text
 from .sockets import VAE, LoadedModel, LoadedVAE, Model, TextEncoder
 
 CATEGORY = f"{comfy_host.CATEGORY}/loaders"
 NANO = "nano (built in)"
 TOY = "toy (random weights)"
 MODEL_FOLDERS = ("diffusion_models", comfy_host.OWN_FOLDER)
-VAE_FOLDERS = ("vae", comfy_host.OWN_FOLDER)
+SAMPLERS = {
+    "streaming": "for Edit Video and the Sampler",
+    "bidirectional": "for the Short Sampler",
+}
+VAE_FOLDERS = ("vae", comfy_host.OWN_FOLDER, "checkpoints")
 TEXT_FOLDERS = ("text_encoders", comfy_host.OWN_FOLDER)
 BUILT_IN_TOOLTIP = (
     f"'{NANO}' comes with the pack: small, fast, trained at 256x160 for a few kinds of edits. '{TOY}' edits nothing."
 )
+
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+
+
+def _vae_names() -> list[str]:
+    """Files and sharded folders of VAEs, and whole checkpoints of LTX-2, which have one inside."""
+    names = comfy_host.files_in(*VAE_FOLDERS[:-1])
+    names += [name for name in comfy_host.files_in(VAE_FOLDERS[-1]) if "ltx" in name.lower()]
+    names = [name for name in names if name.endswith((".safetensors", ".pth", ".pt")) and not SHARD.search(name)]
+    return list(dict.fromkeys([*comfy_host.folders_with(INDEX_NAME, *VAE_FOLDERS), *names]))
+
+
+def _text_encoder_names() -> list[str]:
+    """Folders from Hugging Face, and single files: all of ComfyUI's, and of our own folder those called Gemma."""
+    folders = comfy_host.folders_with("tokenizer.json", *TEXT_FOLDERS)
+    files = comfy_host.files_in(TEXT_FOLDERS[0])
+    files += [name for name in comfy_host.files_in(comfy_host.OWN_FOLDER) if "gemma" in name.lower()]
+    inside = {name for name in files if PureWindowsPath(name).parent.as_posix() in folders}
+    names = [name for name in files if name.endswith(".safetensors") and name not in inside]
+    return list(dict.fromkeys([*folders, *names]))
 
 
 def _toy(part: str) -> Path:
@@ -81,7 +107,8 @@ class SanaStreamingLoadModel(io.ComfyNode):
             node_id="SanaStreamingLoadModel",
             display_name="Load SANA-Streaming Model",
             category=CATEGORY,
-            description="Loads the transformer that edits: the released sana_streaming_ar.pth, or a file made from it.",
+            description="Loads the transformer that edits: the released sana_streaming_ar.pth for streams, "
+            "sana_bidirectional_short.pth for short clips, or a file made from either.",
             search_aliases=["sana", "streaming", "video edit", "v2v", "load diffusion model"],
             inputs=[
                 comfy_host.widget(
@@ -109,6 +136,7 @@ class SanaStreamingLoadModel(io.ComfyNode):
                     "the slow reference, to compare with.",
                 ),
             ],
+            hidden=[comfy_host.NODE_ID],
             outputs=[Model.Output(display_name="model")],
         )
 
@@ -126,39 +154,41 @@ class SanaStreamingLoadModel(io.ComfyNode):
         device, home = comfy_host.model_device(), comfy_host.model_offload_device()
         kind = comfy_host.pick_dtype(dtype, device)
         network = load_dit(path, device=home, dtype=kind, operations=comfy_host.operations(kind))
-        check_streaming(network)
         network.use_kernels(kernels)
+        comfy_host.show_text(cls, f"{network.config.variant} model: {SAMPLERS[network.config.variant]}")
         return io.NodeOutput(LoadedModel(comfy_host.patcher(network, device, home)))
 
 
 class SanaStreamingLoadVAE(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = [name for name in comfy_host.files_in(*VAE_FOLDERS) if name.endswith(".safetensors")]
         return comfy_host.schema(
             node_id="SanaStreamingLoadVAE",
             display_name="Load SANA-Streaming VAE",
             category=CATEGORY,
-            description="Loads the causal LTX-2 video VAE, which encodes and decodes as a stream.",
+            description="Loads the video VAE of LTX-2, with a causal decoder or the public one, from any of its files.",
             search_aliases=["sana", "ltx2", "ltx-2", "causal vae", "load vae"],
             inputs=[
                 comfy_host.widget(
                     io.Combo,
                     "file",
-                    options=[NANO, *files, TOY],
+                    options=[NANO, *_vae_names(), TOY],
                     default=NANO,
-                    tooltip="A file in models/vae or models/sana_streaming with its config.json beside it, such as "
-                    f"ltx2_causal_vae_0516/diffusion_pytorch_model.safetensors. {BUILT_IN_TOOLTIP}",
+                    tooltip="A file in models/vae or models/sana_streaming: in diffusers' layout with its config.json beside "
+                    "it, such as ltx2_causal_vae_0516/diffusion_pytorch_model.safetensors, or in LTX-2's own; or a whole "
+                    f"LTX-2 checkpoint in models/checkpoints, of which only the VAE is read. {BUILT_IN_TOOLTIP}",
                 ),
                 comfy_host.widget(
                     io.Combo,
                     "decoder",
-                    options=["auto", "causal"],
+                    options=["auto", "causal", "chunk_tile"],
                     default="auto",
-                    tooltip="auto does what the config says. causal decodes as a stream whatever it says: right for "
-                    "causal weights whose config is lost, wrong for the public LTX-2 VAE.",
+                    tooltip="auto does what the config says. causal decodes frame by frame whatever it says: right for "
+                    "causal weights whose config is lost, wrong for the public LTX-2 VAE. chunk_tile is for that one: "
+                    "overlapping tiles in time, at 3.3 times the work, and frames come 3 latent frames late.",
                 ),
             ],
+            hidden=[comfy_host.NODE_ID],
             outputs=[VAE.Output(display_name="vae")],
         )
 
@@ -176,7 +206,9 @@ class SanaStreamingLoadVAE(io.ComfyNode):
         device, home = comfy_host.vae_device(), comfy_host.vae_offload_device()
         kind = comfy_host.pick_dtype("auto", device)
         network = load_vae(path, device=home, dtype=kind, operations=comfy_host.operations(kind), decoder=decoder)
-        return io.NodeOutput(LoadedVAE(comfy_host.patcher(network, device, home)))
+        vae = LoadedVAE(comfy_host.patcher(network, device, home))
+        comfy_host.show_text(cls, decoder_text(vae))
+        return io.NodeOutput(vae)
 
 
 class SanaStreamingLoadTextEncoder(io.ComfyNode):
@@ -192,12 +224,13 @@ class SanaStreamingLoadTextEncoder(io.ComfyNode):
                 comfy_host.widget(
                     io.Combo,
                     "file",
-                    options=[NANO, *comfy_host.folders_with("tokenizer.json", *TEXT_FOLDERS), TOY],
+                    options=[NANO, *_text_encoder_names(), TOY],
                     default=NANO,
-                    tooltip="A folder in models/text_encoders or models/sana_streaming as downloaded from Hugging Face "
-                    f"(config.json, tokenizer.json, weights). {BUILT_IN_TOOLTIP}",
+                    tooltip="In models/text_encoders or models/sana_streaming: a folder as downloaded from Hugging Face "
+                    f"(config.json, tokenizer.json, weights), or ComfyUI's single file {SINGLE_FILE}. {BUILT_IN_TOOLTIP}",
                 ),
             ],
+            hidden=[comfy_host.NODE_ID],
             outputs=[TextEncoder.Output(display_name="text_encoder")],
         )
 
@@ -213,4 +246,6 @@ class SanaStreamingLoadTextEncoder(io.ComfyNode):
     def execute(cls, file: str) -> io.NodeOutput:
         path = _path(file, "text_encoder", "text encoder", TEXT_FOLDERS)
         encoder = GemmaTextEncoder(path, device=comfy_host.text_encoder_device(), cache_dir=default_cache_dir())
+        if encoder.warning:
+            comfy_host.show_text(cls, encoder.warning)
         return io.NodeOutput(encoder)

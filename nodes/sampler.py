@@ -13,12 +13,15 @@ from ..sana_core.streaming.edit_stream import embedded_context
 from ..sana_core.streaming.memory import dit_memory
 from ..sana_core.streaming.noise import ChunkNoise
 from ..sana_core.streaming.options import MAX_SEED, StreamOptions
-from ..sana_core.streaming.sampler import check_latent_channels, sample_chunks
+from ..sana_core.streaming.prompt_schedule import check_frame_prompts, chunk_start, place_at
+from ..sana_core.streaming.sampler import check_latent_channels, check_streaming, sample_chunks
 from ..sana_core.streaming.state import DiTState, StreamSettings, StreamState
 from . import comfy_host
+from .frames import DEFAULT_RATE
 from .latents import SAMPLES, Stretch, from_latent
 from .prompt import Prompts, connected_prompts
 from .sockets import LoadedModel, Model, State
+from .steering import steering_inputs
 
 MEMORY_KNOBS = "make width and height smaller, or num_cached_blocks 1"
 
@@ -96,13 +99,16 @@ class SanaStreamingSampler(io.ComfyNode):
             search_aliases=["sana", "ksampler", "streaming sampler", "video edit", "v2v"],
             inputs=[
                 Model.Input("model", tooltip="From Load SANA-Streaming Model."),
-                io.Conditioning.Input("positive", tooltip="From SANA-Streaming Prompt."),
+                io.Conditioning.Input(
+                    "positive", tooltip="From SANA-Streaming Prompt, or a schedule from SANA-Streaming Prompt Schedule."
+                ),
                 io.Latent.Input("source", tooltip="Latents of the video to edit, from SANA-Streaming Encode Video."),
                 *sampling_inputs(),
                 io.Conditioning.Input("negative", optional=True, tooltip="Needed where cfg_scale is above 1."),
                 State.Input(
                     "state", optional=True, tooltip="From an earlier part of the same stream, to go on from there."
                 ),
+                *steering_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent"), State.Output(display_name="state")],
         )
@@ -121,6 +127,9 @@ class SanaStreamingSampler(io.ComfyNode):
         noise: Any,
         negative: list[Any] | None = None,
         state: StreamState | None = None,
+        anchor_every: int = 0,
+        start_step: int = 0,
+        max_sink_distance: int = 0,
     ) -> io.NodeOutput:
         options = StreamOptions(
             steps=steps,
@@ -129,14 +138,19 @@ class SanaStreamingSampler(io.ComfyNode):
             noise=noise,
             num_cached_blocks=num_cached_blocks,
             sink_token=sink_token,
+            anchor_every=anchor_every,
+            start_step=start_step,
+            max_sink_distance=max_sink_distance,
         )
+        check_streaming(model.network)
         samples, stretch = from_latent(source)
         check_latent_channels(model.network, samples.shape[1], "these are")
+        prompts = connected_prompts(positive, negative, options.guided)
         state = _continued(state, samples, stretch, model, options)
+        state.schedule = prompts.schedule(stretch.frame_rate or DEFAULT_RATE)
+        check_frame_prompts(state.schedule, stretch.plan)
         try:
-            edited = _sample(
-                model, samples, stretch, state, options, connected_prompts(positive, negative, options.guided)
-            )
+            edited = _sample(model, samples, stretch, state, options, prompts)
         except BaseException:
             state.release()
             raise
@@ -170,6 +184,14 @@ def _continued(
     return state
 
 
+def _names(prompts: Prompts, state: StreamState, stretch: Stretch) -> list[str]:
+    """The name of the prompt in force for each chunk of the stretch."""
+    if not state.schedule:
+        return [prompts.text] * len(stretch.sizes)
+    starts = (chunk_start(stretch.first_chunk + i, stretch.plan) for i in range(len(stretch.sizes)))
+    return [state.schedule[place_at(state.schedule, start) - 1][1] for start in starts]
+
+
 def _sample(
     model: LoadedModel,
     samples: torch.Tensor,
@@ -182,19 +204,23 @@ def _sample(
     memory, plan, network = state.dit, stretch.plan, model.network
     assert memory is not None
     grid = (samples.shape[3], samples.shape[4])
-    count, last = len(stretch.sizes), stretch.is_last
-    report = comfy_host.ProgressReport(sum(options.passes(not last or i + 1 < count) for i in range(count)))
+    count, last, names = len(stretch.sizes), stretch.is_last, _names(prompts, state, stretch)
+    carries = (options.carries(stretch.first_chunk + i, last and i + 1 == count) for i in range(count))
+    report = comfy_host.ProgressReport(sum(options.passes(carry) for carry in carries))
     out = torch.empty_like(samples, dtype=torch.float32, device=comfy_host.result_device())
     with comfy_host.explained_memory(MEMORY_KNOBS), torch.no_grad():
         comfy_host.load([model.patcher], sum(dit_memory(network.config, plan, grid, options, network.dtype)))
         memory.to(model.device)
-        context = embedded_context(network, options, prompts.positive, prompts.negative, model.device)
+        contexts = {
+            name: embedded_context(network, options, prompts.embeddings[name], prompts.negative, model.device)
+            for name in dict.fromkeys(names)
+        }
         noise = ChunkNoise(options, plan.total_latents, (network.config.in_channels, *grid))
         start = 0
         for edited in sample_chunks(
             network,
             memory,
-            [context] * count,
+            [contexts[name] for name in names],
             noise.draw,
             samples.to(model.device),
             options,
@@ -204,5 +230,6 @@ def _sample(
         ):
             out[:, :, start : start + edited.shape[2]] = edited
             start += edited.shape[2]
-    state.prompt, state.negative_prompt = prompts.text, prompts.negative_text
+    state.prompt, state.negative_prompt = names[-1], prompts.negative_text
+    state.schedule_place = place_at(state.schedule, chunk_start(stretch.first_chunk + count - 1, plan))
     return out

@@ -1,31 +1,27 @@
-"""Pixels in and out: SanaStreamingEncodeVideo, SanaStreamingDecodeVideo, SanaStreamingDecodeImages."""
+"""Pixels in: SanaStreamingEncodeVideo, and the widgets that nodes of video share."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import InputImpl, io
+from comfy_api.latest import io
 
 from ..sana_core.errors import InputError
-from ..sana_core.streaming.chunks import ChunkPlan
+from ..sana_core.models.vae_tiles import RELEASE_TILES, encode_tiled, tile_grid
+from ..sana_core.streaming.chunks import ChunkPlan, latent_frames
 from ..sana_core.streaming.edit_stream import check_size
 from ..sana_core.streaming.frame_stream import EncodeStream
-from ..sana_core.streaming.memory import vae_memory
+from ..sana_core.streaming.memory import clip_vae_memory, vae_memory
 from ..sana_core.streaming.state import StreamSettings, StreamState
-from ..sana_core.video.geometry import pixels_to_image, pixels_to_uint8
-from ..sana_core.video.reader import closest_rate
-from ..sana_core.video.writer import VideoWriter
+from ..sana_core.video.geometry import resize_and_crop
 from . import comfy_host
-from .frames import DEFAULT_RATE, Clip, open_clip, sound_file
-from .latents import Stretch, check_space, from_latent, to_latent
+from .frames import Clip, open_clip
+from .latents import Stretch, to_latent
 from .sockets import VAE, LoadedVAE, State
+from .steering import footage_inputs, tiles_input
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +117,8 @@ class SanaStreamingEncodeVideo(io.ComfyNode):
                     "Needed only where total_frames is -1.",
                 ),
                 State.Input("state", optional=True, tooltip="From the part before this one."),
+                *footage_inputs(),
+                tiles_input("encode"),
             ],
             outputs=[io.Latent.Output(display_name="latent"), State.Output(display_name="state")],
         )
@@ -137,16 +135,25 @@ class SanaStreamingEncodeVideo(io.ComfyNode):
         total_frames: int,
         last_part: bool,
         state: StreamState | None = None,
+        antialias: bool = False,
+        hdr: Any = "refuse",
+        tiles: bool = False,
     ) -> io.NodeOutput:
         check_size(height, width, vae.network.config.spatial_factor)
-        with open_clip(video, start_frame, max_frames) as clip:
+        if tiles and (state is not None or total_frames):
+            raise InputError(
+                "tiles are for a clip that is encoded whole, and this is a part of one; leave state unconnected and "
+                "total_frames 0, or switch tiles off"
+            )
+        with open_clip(video, start_frame, max_frames, hdr) as clip:
             count = clip.frames.num_frames
             total = None if total_frames < 0 else total_frames or count
-            state = StreamState(StreamSettings(height, width, total)) if state is None else state.clone(memory=False)
-            wanted = replace(state.settings, height=height, width=width, total_frames=total).with_vae(vae.network)
-            state.adopt(wanted)
+            fresh = StreamState(StreamSettings(height, width, total, antialias=antialias))
+            state = fresh if state is None else state.clone(memory=False)
+            wanted = replace(state.settings, height=height, width=width, total_frames=total, antialias=antialias)
+            state.adopt(wanted.with_vae(vae.network))
             final = last_part or (total is not None and state.frames_in + count >= total)
-            latent = _encode(vae, state, clip, final)
+            latent = _encode_whole(vae, state, clip) if tiles else _encode(vae, state, clip, final)
         return io.NodeOutput(latent, state.to(comfy_host.result_device()))
 
 
@@ -195,152 +202,39 @@ def _encode(vae: LoadedVAE, state: StreamState, clip: Clip, final: bool) -> dict
     return to_latent(torch.cat(parts, 2), vae.space, stretch)
 
 
-def _open_decoder(vae: LoadedVAE, latent: dict[str, Any], state: StreamState | None) -> StreamState:
-    """A state of its own for this run, after checks; brings the VAE to its device."""
-    config = vae.network.config
-    samples, stretch = from_latent(latent, config.temporal_factor)
-    check_space(latent, vae)
-    if not vae.network.decodes_causally:
-        raise InputError(
-            "the VAE's decoder is not causal and cannot decode as a stream; use the causal LTX-2 VAE, or decode with "
-            "ComfyUI's own VAE Decode"
-        )
-    size = (samples.shape[3] * config.spatial_factor, samples.shape[4] * config.spatial_factor)
-    total = stretch.plan.total_frames
-    state = StreamState(StreamSettings(*size, total)) if state is None else state.clone(memory=False)
-    state.adopt(replace(state.settings, height=size[0], width=size[1], total_frames=total).with_vae(vae.network))
-    given_out = stretch.plan.chunk_at(state.frames_out)
-    if given_out != stretch.first_chunk:
-        raise InputError(
-            f"the latents begin with chunk {stretch.first_chunk}, the decoder goes on with chunk {given_out}; use Decode "
-            "Video with the state of the one that decoded the part before"
-        )
-    comfy_host.load([vae.patcher], sum(vae_memory(config, stretch.plan, size, vae.network.dtype)))
-    state.decoder = {name: value.to(vae.device) for name, value in state.decoder.items()}
-    return state
+def _encode_whole(vae: LoadedVAE, state: StreamState, clip: Clip) -> dict[str, Any]:
+    """The LATENT of the whole clip, encoded in spatial tiles; ``state`` is at the end of its stream afterwards."""
+    network, settings, size = vae.network, state.settings, (state.settings.height, state.settings.width)
+    num_latents = latent_frames(clip.frames.num_frames, network.config.temporal_factor)
+    with comfy_host.explained_memory(f"{MEMORY_KNOBS}, the clip shorter, or switch tiles off"):
+        needed = clip_vae_memory(network.config, num_latents, size, RELEASE_TILES, network.dtype)
+        comfy_host.load([vae.patcher], needed)
+        video, count = _whole_video(vae, clip, num_latents, settings)
+        report = comfy_host.ProgressReport(tile_grid(network, *size, RELEASE_TILES).num_tiles)
+        samples = encode_tiled(network, video, RELEASE_TILES, on_tile=lambda *_: report.step())
+    state.frames_in, state.finished = count, True
+    plan = ChunkPlan(count, network.config.temporal_factor)
+    sizes = tuple(plan.latent_sizes(0, samples.shape[2]))
+    start = float(clip.start / clip.frames.frame_rate)
+    stretch = Stretch(sizes, count, clip.frame_rate, 0, plan, start=start, ends=True, height=size[0], width=size[1])
+    return to_latent(samples.to(comfy_host.result_device(), torch.float32), vae.space, stretch)
 
 
-@torch.no_grad()
-def _decoded(
-    vae: LoadedVAE, latent: dict[str, Any], state: StreamState, report: comfy_host.ProgressReport
-) -> Iterator[torch.Tensor]:
-    """Pixels [F, 3, H, W] chunk by chunk, trimmed to the real frames; ``state`` moves on."""
-    samples, stretch = from_latent(latent, vae.network.config.temporal_factor)
-    start = done = 0
-    for size in stretch.sizes:
-        report.step()
-        piece = samples[:, :, start : start + size].to(vae.device)
-        pixels, state.decoder = vae.network.decode(piece, state.decoder)
-        frames = pixels[0].movedim(1, 0)[: stretch.num_frames - done]
-        start, done = start + size, done + len(frames)
-        state.frames_out += len(frames)
-        if stretch.is_last and done == stretch.num_frames:
-            state.decoder = {}
-        yield frames
+def _whole_video(vae: LoadedVAE, clip: Clip, num_latents: int, settings: StreamSettings) -> tuple[torch.Tensor, int]:
+    """The clip as the VAE takes it, [1, 3, 1 + 8k, H, W] in [-1, 1], and how many of its frames are real.
 
-
-class SanaStreamingDecodeVideo(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return comfy_host.schema(
-            node_id="SanaStreamingDecodeVideo",
-            display_name="SANA-Streaming Decode Video",
-            category=comfy_host.CATEGORY,
-            description="Decodes latents straight into a video file, chunk by chunk: memory does not grow with its length.",
-            search_aliases=["sana", "vae decode", "decode video", "save video"],
-            inputs=[
-                VAE.Input("vae", tooltip="The VAE that encoded the source."),
-                io.Latent.Input("samples", tooltip="Edited latents, from SANA-Streaming Sampler."),
-                fps_input(),
-                crf_input(),
-                io.Audio.Input(
-                    "audio",
-                    optional=True,
-                    tooltip="Sound of the whole source; the part that belongs to these frames goes along.",
-                ),
-                State.Input("state", optional=True, tooltip="From the part before this one."),
-            ],
-            outputs=[io.Video.Output(display_name="video"), State.Output(display_name="state")],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        vae: LoadedVAE,
-        samples: dict[str, Any],
-        fps: float,
-        crf: int,
-        audio: dict[str, Any] | None = None,
-        state: StreamState | None = None,
-    ) -> io.NodeOutput:
-        with comfy_host.explained_memory(MEMORY_KNOBS), sound_file(audio) as sound:
-            state = _open_decoder(vae, samples, state)
-            latents, stretch = from_latent(samples, vae.network.config.temporal_factor)
-            report = comfy_host.ProgressReport(len(stretch.sizes))
-            own_rate = stretch.frame_rate
-            rate = Fraction(fps).limit_denominator(1001) if fps else own_rate or DEFAULT_RATE
-            rate = closest_rate(rate, own_rate) if own_rate else rate
-            path = comfy_host.temporary_video("sana_streaming")
-            height, width = (side * vae.network.config.spatial_factor for side in latents.shape[3:])
-            writer = VideoWriter(
-                path,
-                width=width,
-                height=height,
-                frame_rate=rate,
-                crf=crf,
-                audio_from=sound if own_rate in (rate, None) else None,
-                audio_start=stretch.start,
-            )
-            with released_if_stopped(state, path), writer:
-                for pixels in _decoded(vae, samples, state, report):
-                    frames = pixels_to_uint8(pixels).cpu()
-                    writer.write(frames)
-                    report.preview(frames[-1])
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), state.to(comfy_host.result_device()))
-
-
-@contextmanager
-def released_if_stopped(state: StreamState, path: Path) -> Iterator[None]:
-    """On an error or Stop frees the stream's memory and says where the finished frames are."""
-    try:
-        yield
-    except BaseException:
-        state.release()
-        if path.exists():
-            logger.warning("SANA-Streaming: stopped; the frames that were finished are in %s", path)
-        raise
-
-
-class SanaStreamingDecodeImages(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return comfy_host.schema(
-            node_id="SanaStreamingDecodeImages",
-            display_name="SANA-Streaming Decode Images",
-            category=comfy_host.CATEGORY,
-            description="Decodes latents to pictures in memory, for other image nodes. For long videos use Decode Video.",
-            search_aliases=["sana", "vae decode", "decode frames"],
-            inputs=[
-                VAE.Input("vae", tooltip="The VAE that encoded the source."),
-                io.Latent.Input(
-                    "samples",
-                    tooltip="Edited latents. Every frame takes width x height x 12 bytes of memory: 10.8 MB at 1280x704, "
-                    "1 GB for 97 frames.",
-                ),
-            ],
-            outputs=[io.Image.Output(display_name="images")],
-        )
-
-    @classmethod
-    def execute(cls, vae: LoadedVAE, samples: dict[str, Any]) -> io.NodeOutput:
-        with comfy_host.explained_memory(f"{MEMORY_KNOBS}, or use Decode Video"):
-            state = _open_decoder(vae, samples, None)
-            report = comfy_host.ProgressReport(len(from_latent(samples)[1].sizes))
-            latents, stretch = from_latent(samples, vae.network.config.temporal_factor)
-            size = (side * vae.network.config.spatial_factor for side in latents.shape[3:])
-            images = torch.empty(stretch.num_frames, *size, 3)
-            done = 0
-            for pixels in _decoded(vae, samples, state, report):
-                images[done : done + len(pixels)] = pixels_to_image(pixels)
-                done += len(pixels)
-        return io.NodeOutput(images)
+    The last frame fills what is missing, of a file that breaks off too.
+    """
+    factor, size = vae.network.config.temporal_factor, (settings.height, settings.width)
+    shape = (1, 3, 1 + factor * (num_latents - 1), *size)
+    video = torch.empty(shape, dtype=vae.network.dtype, device=vae.device)
+    count = 0
+    for block in clip.frames.blocks(READ_BLOCK):
+        comfy_host.check_interrupt()
+        fitted = resize_and_crop(block.to(vae.device), *size, settings.antialias)
+        video[0, :, count : count + len(fitted)] = fitted.movedim(0, 1)
+        count += len(fitted)
+    if not count:
+        raise InputError("the video gave no frames; choose one that plays")
+    video[:, :, count:] = video[:, :, count - 1 : count]
+    return video[:, :, : 1 + factor * (latent_frames(count, factor) - 1)], count

@@ -1,4 +1,4 @@
-"""The command line: ``python -m sana_streaming edit | evaluate | inspect | toy | train | train-vae``.
+"""The command line: ``python -m sana_streaming COMMAND``.
 
 Parses, calls the library, and turns bad input into one line and exit code 2.
 """
@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .commands.edit_parser import DOWNLOAD_HELP, LORA_HELP, add_edit_options
 from .config import DIT_PRESETS
 from .errors import InputError
+from .weights.hub_address import path_or_address
 
 MEMORY_KNOBS = "make --height and --width smaller, or use --dtype bfloat16"
 TRAINING_MEMORY_KNOBS = "make size, crop or batch smaller in the config"
@@ -53,10 +55,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sana_streaming", description="Edit video by text, as a stream.")
     parser.set_defaults(memory_knobs=MEMORY_KNOBS)
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_edit(commands.add_parser("edit", help="edit a video file"))
+    edit = commands.add_parser("edit", help="edit a video file")
+    edit.set_defaults(run=_edit)
+    add_edit_options(edit)
     _add_evaluate(commands.add_parser("evaluate", help="measure a model on the held-out clips"))
-    _add_inspect(commands.add_parser("inspect", help="show config, parameter count and keys of a transformer"))
+    _add_inspect(commands.add_parser("inspect", help="show config, parameter count and keys of a network"))
+    _add_download(commands.add_parser("download", help="fetch published weights; shows sizes and asks first"))
+    _add_convert(commands.add_parser("convert", help="make one safetensors file of weights in any layout"))
     _add_toy(commands.add_parser("toy", help="write a small bundle of random weights, to try the pipeline"))
+    _add_examples(commands.add_parser("examples", help="the demo edits of the release: list them, run one"))
     _add_train(commands.add_parser("train", help="train a transformer, or a LoRA for it, on pairs of clips"), _train)
     _add_train(commands.add_parser("train-vae", help="train a small causal VAE on clips"), _train_vae)
     return parser
@@ -80,66 +87,6 @@ def _train_vae(options: argparse.Namespace) -> int:
     return run(options)
 
 
-def _add_edit(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_edit)
-    parser.add_argument("input", type=Path, metavar="IN", help="video file to edit")
-    parser.add_argument("output", type=Path, metavar="OUT", help="video file to write (.mp4, .mkv, .mov, .m4v)")
-    parser.add_argument("--prompt", help="what to do to the video (with --resume: the prompt of the saved stream)")
-    parser.add_argument("--negative-prompt", help="what to avoid; used only with --cfg-scale above 1 (default: empty)")
-
-    files = parser.add_argument_group("weights")
-    presets = ", ".join(DIT_PRESETS)
-    files.add_argument(
-        "--model",
-        metavar="nano|FILE|FOLDER|PRESET",
-        help="checkpoint of the transformer, or a folder with dit, vae and text_encoder (default: nano, the small model "
-        f"that is built in); presets for --random-weights: {presets}",
-    )
-    files.add_argument("--vae", type=Path, metavar="PATH", help="causal LTX-2 VAE (default: beside the model)")
-    files.add_argument("--text-encoder", type=Path, metavar="PATH", help="Gemma-2 folder (default: beside the model)")
-    files.add_argument(
-        "--random-weights", action="store_true", help="build the preset without files, to measure speed and memory"
-    )
-
-    frames = parser.add_argument_group("frames")
-    frames.add_argument(
-        "--height", type=int, help="of the edited video in pixels, a multiple of 32 (default: 704, nano: 160)"
-    )
-    frames.add_argument(
-        "--width", type=int, help="of the edited video in pixels, a multiple of 32 (default: 1280, nano: 256)"
-    )
-    frames.add_argument("--start-frame", type=int, metavar="N", help="first source frame (default: 0)")
-    frames.add_argument("--max-frames", type=int, metavar="N", help="take in at most N frames (default: all)")
-    frames.add_argument("--fps", help="frame rate of the output, e.g. 16 or 30000/1001 (default: the source's)")
-    frames.add_argument("--crf", type=int, default=25, help="H.264 quality, 0 (lossless) to 51 (default: 25)")
-
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--steps", type=int, help="denoising passes per chunk (default: 4; also made for 2)")
-    sampling.add_argument("--seed", type=int, help="of the noise (default: 0)")
-    sampling.add_argument("--cfg-scale", type=float, help="guidance; 1 is none (default: 1)")
-    sampling.add_argument("--num-cached-blocks", type=int, help="chunks that softmax blocks read back (default: 2)")
-    sampling.add_argument(
-        "--sink-token", action=argparse.BooleanOptionalAction, help="keep the first chunk in view (default: yes)"
-    )
-    sampling.add_argument("--noise", choices=("clip", "chunk"), help="draw noise once or per chunk (default: clip)")
-    sampling.add_argument("--noise-device", help="generator of the noise: cpu or cuda (default: cpu)")
-
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    machine.add_argument(
-        "--dtype",
-        choices=("auto", "bfloat16", "float16", "float32"),
-        default="auto",
-        help="of transformer and VAE (default: bfloat16 on a GPU, float32 on the CPU)",
-    )
-
-    results = parser.add_argument_group("state and reports")
-    results.add_argument("--save-state", type=Path, metavar="FILE", help="save the stream at the end, to go on later")
-    results.add_argument("--resume", type=Path, metavar="FILE", help="go on with a saved stream")
-    results.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
-    results.add_argument("--sheet", type=Path, metavar="FILE", help="draw a contact sheet (PNG) of source and edit")
-
-
 def _evaluate(options: argparse.Namespace) -> int:
     from .commands.evaluate import run
 
@@ -151,11 +98,16 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="nano",
-        metavar="nano|FILE|FOLDER",
-        help="checkpoint of the transformer, or a folder with dit, vae and text_encoder (default: nano)",
+        metavar="nano|FILE|FOLDER|NAME",
+        help="checkpoint of the transformer, a folder with dit, vae and text_encoder, or a published model, such as "
+        "streaming-2b (default: nano)",
     )
-    parser.add_argument("--vae", type=Path, metavar="PATH", help="causal VAE (default: beside the model)")
-    parser.add_argument("--text-encoder", type=Path, metavar="PATH", help="Gemma-2 folder (default: beside the model)")
+    parser.add_argument("--vae", type=path_or_address, metavar="PATH", help="causal VAE (default: beside the model)")
+    parser.add_argument(
+        "--text-encoder", type=path_or_address, metavar="PATH", help="Gemma-2 folder (default: beside the model)"
+    )
+    parser.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help=LORA_HELP)
+    parser.add_argument("--download", action="store_true", help=DOWNLOAD_HELP)
     parser.add_argument("--steps", type=int, default=4, help="denoising passes per chunk (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--height", type=int, default=160, help="of the clips in pixels (default: 160)")
@@ -175,8 +127,64 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
     parser.set_defaults(run=run)
     names = ", ".join(("nano", *DIT_PRESETS))
-    parser.add_argument("model", metavar="nano|PRESET|FILE", help=f"{names}, or a checkpoint")
+    parser.add_argument(
+        "model", metavar="nano|PRESET|FILE", help=f"{names}, or weights of a transformer or a VAE: a path, hf://..."
+    )
+    _add_decoder(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_decoder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoder",
+        choices=("auto", "causal", "chunk_tile"),
+        default="auto",
+        help="of a VAE whose files do not say it (default: auto, as its config says)",
+    )
+
+
+def _download(options: argparse.Namespace) -> int:
+    from .commands.download import run
+
+    return run(options)
+
+
+def _add_download(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_download)
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="streaming-2b, bidirectional-2b, vae (LTX-2's), causal-vae, text-encoder, or hf://owner/repo[@revision]/path",
+    )
+    parser.add_argument(
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="folder for the files, which --model DIR reads (default: the hub's cache)",
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--json", action="store_true", help="print JSON of what is where")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .commands.convert import run
+
+    return run(options)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_convert)
+    parser.add_argument(
+        "source",
+        type=path_or_address,
+        metavar="IN",
+        help="weights of a transformer or a VAE: .pth, .safetensors, an index of shards, a folder, hf://...",
+    )
+    parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors file to write")
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="of all tensors (default: each as it is)")
+    _add_decoder(parser)
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
 
 
 def _add_toy(parser: argparse.ArgumentParser) -> None:
@@ -184,7 +192,57 @@ def _add_toy(parser: argparse.ArgumentParser) -> None:
 
     parser.set_defaults(run=run)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write dit, vae and text_encoder")
+    parser.add_argument(
+        "--mode",
+        choices=("long_streaming", "bidirectional_short"),
+        default="long_streaming",
+        help="of edit that the transformer is for (default: long_streaming)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+
+
+def _examples_list(options: argparse.Namespace) -> int:
+    from .commands.examples import run_list
+
+    return run_list(options)
+
+
+def _examples_run(options: argparse.Namespace) -> int:
+    from .commands.examples import run_example
+
+    return run_example(options)
+
+
+def _add_examples(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    listing = actions.add_parser("list", help="show names, prompts, sources and settings")
+    listing.set_defaults(run=_examples_list)
+    running = actions.add_parser("run", help="run one, on the release's clip or on your own")
+    running.set_defaults(run=_examples_run)
+    running.add_argument("name", metavar="local|background|style", help="which example")
+    for parser, default in ((listing, None), (running, "long_streaming")):
+        parser.add_argument(
+            "--mode",
+            choices=("long_streaming", "bidirectional_short"),
+            default=default,
+            help=f"of edit (default: {default or 'both'})",
+        )
+    running.add_argument("--video", type=Path, metavar="FILE", help="a clip of your own in place of the release's")
+    running.add_argument(
+        "--out", type=Path, metavar="FILE", help="video file to write (default: <name>_<mode>.mp4 in this folder)"
+    )
+    running.add_argument("--model", metavar="nano|FILE|FOLDER|NAME", help="as for edit (default: nano)")
+    running.add_argument("--vae", type=path_or_address, metavar="PATH", help="as for edit")
+    running.add_argument("--text-encoder", type=path_or_address, metavar="PATH", help="as for edit")
+    running.add_argument(
+        "--download", action="store_true", help="fetch the clip, and published weights that --model names, if not there"
+    )
+    for name in ("--height", "--width", "--max-frames", "--steps"):
+        running.add_argument(name, type=int, metavar="N", help="in place of the example's setting")
+    running.add_argument("--device", help="as for edit")
+    running.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="as for edit")
+    running.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
+    running.add_argument("--sheet", type=Path, metavar="FILE", help="draw a contact sheet (PNG) of source and edit")
 
 
 def _add_train(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:

@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
+from .short_clip import ShortClip
 from .streaming.edit_stream import EditedChunk, EditStream
+from .streaming.prompt_schedule import format_time
+from .video.compare import Comparison, Layout
 from .video.contact_sheet import FrameSampler, contact_sheet
 from .video.reader import FrameSource
 from .video.writer import VideoWriter
@@ -33,7 +36,8 @@ class FileJob:
     frames: the frames to take in, from ``start`` in their source on. target: the file to write. frame_rate: of the output,
     None keeps the source's. audio_from: file whose sound goes along at the source's own rate, None for none. finish: whether
     the end of the frames is the end of the stream; otherwise frames that fill no chunk stay in the stream's state. sheet:
-    contact sheet to draw, None for none.
+    contact sheet to draw, None for none. compare: write source and edit in one picture. due: the frames just before
+    ``frames`` that a stream that goes on has taken in and not given out, needed to compare.
     """
 
     frames: FrameSource
@@ -44,6 +48,8 @@ class FileJob:
     audio_from: Path | None = None
     finish: bool = True
     sheet: Path | None = None
+    compare: Layout | None = None
+    due: FrameSource | None = None
 
     @property
     def audio(self) -> Path | None:
@@ -80,12 +86,13 @@ class FileEdit:
     file holds every chunk that the stream's state counts as given out, and ``report`` says what was done.
     """
 
-    def __init__(self, stream: EditStream, job: FileJob, on_chunk: OnChunk | None = None) -> None:
+    def __init__(self, stream: EditStream | ShortClip, job: FileJob, on_chunk: OnChunk | None = None) -> None:
         self.stream, self.job, self.on_chunk = stream, job, on_chunk
         self.report = FileReport()
         self.rate = job.frame_rate or job.frames.frame_rate
         # Number in the source of the stream's frame 0: a stream that goes on has seen frames before ``job.start``.
         self.origin = job.start - stream.state.frames_in
+        self.comparison = self._compare() if job.compare else None
         total = job.frames.num_frames
         self.sheet = [FrameSampler(total, SHEET_COLUMNS) for _ in range(2)] if job.sheet and total else []
         self.began = time.perf_counter()
@@ -93,6 +100,7 @@ class FileEdit:
     def run(self) -> FileReport:
         """Reads, edits and writes. KeyboardInterrupt ends it at the last whole chunk, with ``report.stopped`` set."""
         try:
+            self._offer_due()
             with contextlib.closing(self._timed_blocks()) as blocks, self._writer() as writer:
                 for block in blocks:
                     for chunk in self.stream.push(block):
@@ -116,8 +124,16 @@ class FileEdit:
         times = [float((self.job.start + i) / self.job.frames.frame_rate) for i in shown]
         before, after = (torch.stack([row.frames[row.indices.index(i)] for i in shown]) for row in (source, edited))
         assert self.job.sheet is not None
-        contact_sheet(before, after, self.job.sheet, prompt=self.stream.state.prompt, times=times)
+        contact_sheet(before, after, self.job.sheet, prompt=self._caption(), times=times)
         return True
+
+    def _caption(self) -> str:
+        """The prompt, or those that have come by a schedule and when, in the time of the edited video."""
+        state = self.stream.state
+        come = state.schedule[: state.schedule_place]
+        if len(come) < 2:
+            return state.prompt
+        return "; ".join(f"{format_time(frame / self.rate)} {prompt}" for frame, prompt in come)
 
     def _finish_report(self) -> None:
         report = self.report
@@ -126,14 +142,32 @@ class FileEdit:
         report.state_bytes = self.stream.state.nbytes
         report.peak_memory = peak_memory(self.stream.device)
 
+    def _compare(self) -> Comparison:
+        assert self.job.compare is not None
+        state = self.stream.state
+        return Comparison(
+            self.job.compare,
+            state.settings.height,
+            state.settings.width,
+            frame_rate=self.rate,
+            first_frame=state.frames_out,
+            antialias=state.settings.antialias,
+        )
+
+    def _offer_due(self) -> None:
+        if self.comparison is not None and self.job.due is not None:
+            for block in self.job.due.blocks(READ_BLOCK):
+                self.comparison.offer(block)
+
     def _writer(self) -> VideoWriter:
         job, settings = self.job, self.stream.state.settings
+        height, width = self.comparison.size if self.comparison else (settings.height, settings.width)
         # Sound begins where the first frame to be written lies in the source.
         first_frame = self.origin + self.stream.state.frames_out
         return VideoWriter(
             job.target,
-            width=settings.width,
-            height=settings.height,
+            width=width,
+            height=height,
             frame_rate=self.rate,
             crf=job.crf,
             audio_from=job.audio,
@@ -149,6 +183,10 @@ class FileEdit:
             if block is None:
                 return
             self._offer(0, self.report.frames_read, block)
+            if self.comparison is not None:
+                start = time.perf_counter()
+                self.comparison.offer(block)
+                self._add_seconds("compare", start)
             self.report.frames_read += len(block)
             yield block
 
@@ -156,7 +194,7 @@ class FileEdit:
         report = self.report
         start = time.perf_counter()
         frames = chunk.frames.cpu()
-        writer.write(frames)
+        writer.write(frames if self.comparison is None else self.comparison.combine(frames))
         self._add_seconds("write", start)
         self._offer(1, self.origin + chunk.first_frame - self.job.start, frames)
         report.frames_written += len(frames)

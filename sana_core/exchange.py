@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,21 @@ from torch import Tensor
 
 from .errors import InputError
 from .models.prompt import MAX_TEXT_TOKENS, PromptEmbedding
+from .streaming.clip_latents import ClipLatents
+
+__all__ = [
+    "EMBED_KEYS",
+    "ClipLatents",
+    "PromptPair",
+    "latent_path",
+    "load_latents",
+    "load_text_embeds",
+    "save_latents",
+    "save_text_embeds",
+]
 
 LATENT_SUFFIX = "_latent.pt"
 EMBED_KEYS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
-
-
-@dataclass(frozen=True)
-class ClipLatents:
-    """Latents of a whole clip as the transformer takes them: each float32 [1, C, T, h, w].
-
-    noise: what sampling began from. source: the encoded source video. result: what sampling gave.
-    """
-
-    noise: Tensor
-    source: Tensor
-    result: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def save_latents(path: str | Path, latents: ClipLatents) -> None:
     _save(torch.cat([part.detach().float().cpu() for part in parts.values()]), Path(path))
 
 
-def load_latents(path: str | Path, channels: int, grid: tuple[int, int] | None = None) -> ClipLatents:
+def load_latents(path: str | Path, channels: int | None = None, grid: tuple[int, int] | None = None) -> ClipLatents:
     """Reads what ``save_latents`` and the official script write: index 0 is the noise, 1 the source, 2 the result.
 
-    channels: C of the transformer, 128 for the released ones. grid: (h, w) where the clip's size is known already.
+    channels: C of the transformer, 128 for the released ones. grid: (h, w) of the clip. Either where it is known already.
     Raises InputError for a file that is damaged, of another shape, or with numbers that are not finite.
     """
     tensor = _load(Path(path))
@@ -77,7 +77,7 @@ def load_latents(path: str | Path, channels: int, grid: tuple[int, int] | None =
         raise InputError(
             f"{path} holds {tensor.dtype} of shape {tuple(tensor.shape)}; {what}. Give a file written by --save-latent"
         )
-    if tensor.shape[1] != channels:
+    if channels is not None and tensor.shape[1] != channels:
         raise InputError(f"{path} has {tensor.shape[1]} channels, the model {channels}; use latents of the same VAE")
     if grid is not None and tuple(tensor.shape[3:]) != tuple(grid):
         raise InputError(
@@ -103,11 +103,14 @@ def save_text_embeds(path: str | Path, prompts: PromptPair) -> None:
     _save(content, Path(path))
 
 
-def load_text_embeds(path: str | Path, channels: int, max_text_tokens: int = MAX_TEXT_TOKENS) -> PromptPair:
+def load_text_embeds(
+    path: str | Path, channels: int | None = None, max_text_tokens: int = MAX_TEXT_TOKENS
+) -> PromptPair:
     """Reads the official script's dict of ``prompt_embeds``, ``prompt_mask``, ``negative_embeds`` and ``negative_mask``.
 
-    channels: C of the transformer's text input, 2304 for the released ones. Embeddings keep their dtype; rows without a
-    token become 0, which changes nothing. Raises InputError for a file that is damaged or of another form.
+    channels: C of the transformer's text input, 2304 for the released ones, where it is known already. Embeddings keep
+    their dtype; rows without a token become 0, which changes nothing. Raises InputError for a file that is damaged or of
+    another form.
     """
     content = _load(Path(path))
     if not isinstance(content, Mapping):
@@ -118,28 +121,36 @@ def load_text_embeds(path: str | Path, channels: int, max_text_tokens: int = MAX
         _embedding(f"{path}: {name}", content[f"{name}_embeds"], content[f"{name}_mask"], channels, max_text_tokens)
         for name in ("prompt", "negative")
     )
+    widths = positive.embeds.shape[-1], negative.embeds.shape[-1]
+    if widths[0] != widths[1]:
+        raise InputError(
+            f"{path} has prompts of {widths[0]} and {widths[1]} channels; embed both with one text encoder"
+        )
     return PromptPair(positive, negative)
 
 
-def _embedding(where: str, embeds: Any, mask: Any, channels: int, max_text_tokens: int) -> PromptEmbedding:
+def _embedding(where: str, embeds: Any, mask: Any, channels: int | None, max_text_tokens: int) -> PromptEmbedding:
     """The rows that hold a token, padded anew. ``where`` is the file and the name of the pair, for errors."""
-    shape = (1, 1, max_text_tokens, channels)
-    if (
-        not isinstance(embeds, Tensor)
-        or not embeds.is_floating_point()
-        or tuple(embeds.shape) not in (shape, shape[1:])
-    ):
-        raise InputError(f"{where}_embeds is {_described(embeds)}; it must be a float tensor {list(shape)}")
+    floating = isinstance(embeds, Tensor) and embeds.is_floating_point() and embeds.numel() > 0
+    width = embeds.shape[-1] if floating and channels is None else channels
+    shape = (1, 1, max_text_tokens, width)
+    if not floating or tuple(embeds.shape) not in (shape, shape[1:]):
+        wanted = [1, 1, max_text_tokens, "C" if channels is None else channels]
+        raise InputError(f"{where}_embeds is {_described(embeds)}; it must be a float tensor {_listed(wanted)}")
     if not isinstance(mask, Tensor) or mask.is_complex() or tuple(mask.shape) != (1, max_text_tokens):
         raise InputError(f"{where}_mask is {_described(mask)}; it must be a tensor [1, {max_text_tokens}] of 0 and 1")
     num_tokens = int((mask != 0).sum())
     expected = torch.arange(max_text_tokens)[None] < num_tokens
     if not torch.equal(mask, expected.to(mask.dtype)) or not num_tokens:
         raise InputError(f"{where}_mask is not ones followed by zeros; embed the prompt with padding on the right")
-    rows = embeds.reshape(max_text_tokens, channels)[:num_tokens].clone()
+    rows = embeds.reshape(max_text_tokens, -1)[:num_tokens].clone()
     if not torch.isfinite(rows).all():
         raise InputError(f"{where}_embeds holds numbers that are not finite; embed the prompt again, not in float16")
     return PromptEmbedding.from_rows(rows, max_text_tokens)
+
+
+def _listed(shape: Sequence[object]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def _described(value: Any) -> str:

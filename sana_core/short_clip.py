@@ -7,9 +7,12 @@ defaults: ``docs/model.md``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from time import perf_counter
+from typing import Any, Literal
 
 import torch
 
@@ -20,12 +23,14 @@ from .models.prompt import DEFAULT_NEGATIVE_PROMPT, PromptEmbedding, prompt_text
 from .models.vae_tiles import RELEASE_TILES, SpatialTiles, decode_tiled, encode_tiled, tile_grid
 from .sampling.dpm_solver import dpm_step, dpm_times, predict_data
 from .streaming.chunks import latent_frames
-from .streaming.edit_stream import PromptEncoder, embedded_context
+from .streaming.clip_latents import ClipLatents, LatentsRecorder
+from .streaming.edit_stream import EditedChunk, PromptEncoder, embedded_context
 from .streaming.frame_stream import OnProgress, Progress, check_size
 from .streaming.noise import ChunkNoise
 from .streaming.options import StreamOptions
 from .streaming.sampler import OnPass, check_latent_channels
-from .video.geometry import pixels_to_uint8, resize_and_crop
+from .streaming.state import StreamSettings, StreamState
+from .video.geometry import resize_and_crop
 
 DEFAULT_MOTION_SCORE = 10
 # What the network was trained on, and the release's default length.
@@ -87,6 +92,12 @@ def check_bidirectional(model: SanaStreamingDiT) -> None:
         )
 
 
+def check_fitting(model: SanaStreamingDiT, vae: CausalVAE) -> None:
+    """InputError when the two cannot edit a clip whole together."""
+    check_bidirectional(model)
+    check_latent_channels(model, vae.config.latent_channels, "the VAE makes")
+
+
 def check_length(num_frames: int, options: ShortClipOptions) -> None:
     """InputError for a clip that is empty or too long to be edited whole."""
     if not 1 <= num_frames <= options.max_frames:
@@ -132,71 +143,192 @@ def sample_short(
     return x
 
 
+class ShortClip:
+    """A clip on its way through the bidirectional network: taken in by :meth:`push`, given out whole by :meth:`flush`.
+
+    It has the face of an `EditStream` of one chunk. ``state`` has its size, its prompt and how many frames went in and out;
+    ``seconds`` adds up the time per stage.
+
+    Args:
+        model: bidirectional transformer.
+        vae: VAE with either kind of decoder.
+        text: encodes the prompts; unloaded before the networks run.
+        total_frames: length of the clip, 1 to ``options.max_frames``. Fewer may be pushed, where a file breaks off.
+        prompt: edit instruction. negative_prompt: used only with ``cfg_scale`` above 1. motion_score: written behind the
+            prompt, more for more motion; 0 writes nothing.
+        height, width: size of the edited clip in pixels, multiples of the VAE's spatial factor (32), at least 2 of them.
+        antialias: whether larger frames are averaged when they are made to fit; the release does not.
+        tiles: spatial tiles of the VAE, by default the release's; None for the whole frame, which takes more memory.
+        device, vae_device: where to compute; by default where the weights are.
+        on_progress: called before every tile and every denoising pass, as if the clip were the one chunk of a stream; raising
+            from it stops the edit there.
+        given: noise and source latents, taken instead of drawn noise and of encoded frames, which then only count.
+        recorder: is told noise, source and result before the result is decoded.
+
+    Raises InputError for networks that do not fit together or cannot see a clip whole, for clips and sizes that cannot be
+    edited, and for latents of another clip.
+    """
+
+    def __init__(
+        self,
+        model: SanaStreamingDiT,
+        vae: CausalVAE,
+        text: PromptEncoder,
+        options: ShortClipOptions | None = None,
+        *,
+        total_frames: int,
+        prompt: str,
+        negative_prompt: str = DEFAULT_NEGATIVE_PROMPT,
+        motion_score: int = DEFAULT_MOTION_SCORE,
+        height: int = 704,
+        width: int = 1280,
+        antialias: bool = False,
+        tiles: SpatialTiles | None = RELEASE_TILES,
+        device: torch.device | str | None = None,
+        vae_device: torch.device | str | None = None,
+        on_progress: OnProgress | None = None,
+        given: ClipLatents | None = None,
+        recorder: LatentsRecorder | None = None,
+    ) -> None:
+        self.options = options or ShortClipOptions()
+        self.model, self.vae, self.tiles = model, vae, tiles
+        check_fitting(model, vae)
+        check_size(height, width, vae.config.spatial_factor)
+        check_length(total_frames, self.options)
+        self.device, self.vae_device = _device_of(model, device), _device_of(vae, vae_device)
+        settings = StreamSettings(height, width, total_frames, antialias=antialias).with_vae(vae)
+        self.state = StreamState(settings, prompt=prompt, negative_prompt=negative_prompt)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._given, self._recorder = given, recorder
+        if given is not None:
+            given.check(vae.config.latent_channels, self._num_latents(total_frames), self._grid)
+        # Says at once where there is no such generator.
+        self._noise(1)
+        num_tiles = tile_grid(vae, height, width, tiles).num_tiles
+        self._progress = _ClipProgress(on_progress, 0 if given else num_tiles, self.options.steps, num_tiles)
+        self._video: torch.Tensor | None = None
+        with self._timed("text"):
+            self._context = _embed(
+                model, text, self.options, prompt_text(prompt, motion_score), negative_prompt, self.device
+            )
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        factor, settings = self.vae.config.spatial_factor, self.state.settings
+        return settings.height // factor, settings.width // factor
+
+    def _num_latents(self, num_frames: int) -> int:
+        return latent_frames(num_frames, self.vae.config.temporal_factor)
+
+    def _noise(self, num_latents: int) -> ChunkNoise:
+        return ChunkNoise(self.options.as_stream(), num_latents, (self.vae.config.latent_channels, *self._grid))
+
+    @torch.no_grad()
+    def push(self, frames: torch.Tensor) -> Iterator[EditedChunk]:
+        """Takes in frames [F, H, W, 3], uint8 or float in 0 to 1, of any size; nothing comes out before the end."""
+        state, settings = self.state, self.state.settings
+        assert settings.total_frames is not None
+        if state.finished or state.frames_in + len(frames) > settings.total_frames:
+            raise InputError(
+                f"{state.frames_in + len(frames)} frames were pushed into a clip of {settings.total_frames}; "
+                "give the true length as total_frames"
+            )
+        with self._timed("geometry"):
+            if self._video is None and self._given is None:
+                num_frames = 1 + self.vae.config.temporal_factor * (self._num_latents(settings.total_frames) - 1)
+                shape = (1, 3, num_frames, settings.height, settings.width)
+                self._video = torch.empty(shape, dtype=self.vae.dtype, device=self.vae_device)
+            for block in frames.split(FRAME_BLOCK):
+                self._fit(block)
+                state.frames_in += len(block)
+        return iter(())
+
+    def _fit(self, frames: torch.Tensor) -> None:
+        if self._video is None:
+            return
+        start, settings = self.state.frames_in, self.state.settings
+        fitted = resize_and_crop(
+            frames.to(self.vae_device), settings.height, settings.width, antialias=settings.antialias
+        )
+        self._video[0, :, start : start + len(frames)] = fitted.movedim(0, 1)
+
+    def drain(self) -> Iterator[EditedChunk]:
+        """Nothing: the clip is edited whole."""
+        return iter(())
+
+    @torch.no_grad()
+    def flush(self) -> Iterator[EditedChunk]:
+        """Edits the clip and gives it out in pieces of `FRAME_BLOCK` frames, as many as came in."""
+        state = self.state
+        if not state.frames_in or state.finished:
+            return
+        num_latents = self._num_latents(state.frames_in)
+        noise, source = self._inputs(num_latents)
+        with self._timed("denoise"):
+            on_pass = self._progress.stage("denoise")
+            latents = sample_short(
+                self.model, self._context, noise, source.to(self.device), self.options, on_pass=on_pass
+            )
+        if self._recorder is not None:
+            self._recorder.add(noise, source, latents)
+        with self._timed("decode"):
+            on_tile = self._progress.stage("decode")
+            pixels = decode_tiled(self.vae, latents.to(self.vae_device), self.tiles, on_tile=on_tile)
+        for block in pixels[0, :, : state.frames_in].movedim(1, 0).split(FRAME_BLOCK):
+            yield EditedChunk(0, state.frames_out, block)
+            state.frames_out += len(block)
+        state.finished = True
+
+    def _inputs(self, num_latents: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise and source latents of the clip, padded with its last frame to 1 + 8k; lets go of the frames."""
+        if self._given is not None:
+            return self._given.noise[:, :, :num_latents], self._given.source[:, :, :num_latents]
+        assert self._video is not None
+        count = self.state.frames_in
+        video = self._video[:, :, : 1 + self.vae.config.temporal_factor * (num_latents - 1)]
+        self._video = None
+        video[:, :, count:] = video[:, :, count - 1 : count]
+        with self._timed("encode"):
+            source = encode_tiled(self.vae, video, self.tiles, on_tile=self._progress.stage("encode"))
+        return self._noise(num_latents).draw(0, 0, num_latents), source
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Adds the seconds inside to ``self.seconds[stage]``; waits for the GPU so that they belong to the stage."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            if self.vae_device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds[stage] += perf_counter() - start
+
+
 def edit_clip(
     model: SanaStreamingDiT,
     vae: CausalVAE,
     text: PromptEncoder,
     frames: torch.Tensor,
     options: ShortClipOptions | None = None,
-    *,
-    prompt: str,
-    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT,
-    motion_score: int = DEFAULT_MOTION_SCORE,
-    height: int = 704,
-    width: int = 1280,
-    tiles: SpatialTiles | None = RELEASE_TILES,
-    device: torch.device | str | None = None,
-    vae_device: torch.device | str | None = None,
-    on_progress: OnProgress | None = None,
+    **settings: Any,
 ) -> torch.Tensor:
     """Edited frames, uint8 RGB [F, height, width, 3] on the device of ``frames``, as many as came in.
 
-    Args:
-        model: bidirectional transformer.
-        vae: VAE with either kind of decoder.
-        text: encodes the prompts; unloaded before the networks run.
-        frames: the clip [F, H, W, 3], uint8 or float in 0 to 1, of any size; 1 to ``options.max_frames``. Padded with the last
-            frame to 1 + 8k for the VAE, the result trimmed.
-        prompt: edit instruction. negative_prompt: used only with ``cfg_scale`` above 1. motion_score: written behind the
-            prompt, more for more motion; 0 writes nothing.
-        height, width: size of the edited clip in pixels, multiples of the VAE's spatial factor (32), at least 2 of them.
-        tiles: spatial tiles of the VAE, by default the release's; None for the whole frame, which takes more memory.
-        device, vae_device: where to compute; by default where the weights are.
-        on_progress: called before every tile and every denoising pass, as if the clip were the one chunk of a stream; raising
-            from it stops the edit there.
-
-    Raises InputError for networks that do not fit together or cannot see a clip whole, and for clips and sizes that cannot be
-    edited.
+    frames: the clip [F, H, W, 3], uint8 or float in 0 to 1, of any size. Everything else, and what is raised, is as for
+    :class:`ShortClip`: ``prompt``, ``height``, ``width``, ``tiles``, ``on_progress`` and so on.
     """
-    options = options or ShortClipOptions()
-    config = vae.config
-    check_bidirectional(model)
-    check_latent_channels(model, config.latent_channels, "the VAE makes")
-    check_size(height, width, config.spatial_factor)
-    check_length(len(frames), options)
-    device, vae_device = _device_of(model, device), _device_of(vae, vae_device)
-    total = latent_frames(len(frames), config.temporal_factor)
-    grid = (height // config.spatial_factor, width // config.spatial_factor)
-    noise = ChunkNoise(options.as_stream(), total, (config.latent_channels, *grid)).draw(0, 0, total)
-    progress = _ClipProgress(on_progress, tile_grid(vae, height, width, tiles).num_tiles, options.steps)
-
-    context = _embed(model, text, options, prompt_text(prompt, motion_score), negative_prompt, device)
-    num_frames = 1 + config.temporal_factor * (total - 1)
-    video = _to_video(frames, num_frames, height, width, vae.dtype, vae_device)
-    source = encode_tiled(vae, video, tiles, on_tile=progress.stage("encode"))
-    del video
-    latents = sample_short(model, context, noise, source.to(device), options, on_pass=progress.stage("denoise"))
-    pixels = decode_tiled(vae, latents.to(vae_device), tiles, on_tile=progress.stage("decode"))
-    return _to_frames(pixels[0, :, : len(frames)], frames.device)
+    clip = ShortClip(model, vae, text, options, total_frames=len(frames), **settings)
+    clip.push(frames)
+    return torch.cat([piece.frames.to(frames.device) for piece in clip.flush()])
 
 
 class _ClipProgress:
     """Counts the tiles and passes of all stages as the units of one chunk."""
 
-    def __init__(self, on_progress: OnProgress | None, num_tiles: int, steps: int) -> None:
+    def __init__(self, on_progress: OnProgress | None, tiles_in: int, steps: int, tiles_out: int) -> None:
         self.on_progress = on_progress
-        self.first = {"encode": 0, "denoise": num_tiles, "decode": num_tiles + steps}
-        self.total = 2 * num_tiles + steps
+        self.first = {"encode": 0, "denoise": tiles_in, "decode": tiles_in + steps}
+        self.total = tiles_in + steps + tiles_out
 
     def stage(self, name: Literal["encode", "denoise", "decode"]) -> Callable[[int, int], None] | None:
         """What to call before each unit of the stage."""
@@ -223,21 +355,3 @@ def _embed(
     negative = text.encode_negative(negative_prompt) if options.guided else None
     text.unload()
     return embedded_context(model, options.as_stream(), positive, negative, device)
-
-
-def _to_video(
-    frames: torch.Tensor, num_frames: int, height: int, width: int, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    """The clip as the VAE takes it, [1, 3, num_frames, height, width] in [-1, 1]; the last frame fills what is missing."""
-    video = torch.empty(1, 3, num_frames, height, width, dtype=dtype, device=device)
-    for start in range(0, len(frames), FRAME_BLOCK):
-        block = resize_and_crop(frames[start : start + FRAME_BLOCK].to(device), height, width)
-        video[0, :, start : start + len(block)] = block.movedim(0, 1)
-    count = len(frames)
-    video[:, :, count:] = video[:, :, count - 1 : count]
-    return video
-
-
-def _to_frames(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """[3, F, H, W] as uint8 [F, H, W, 3] on ``device``."""
-    return torch.cat([pixels_to_uint8(block).to(device) for block in pixels.movedim(1, 0).split(FRAME_BLOCK)])

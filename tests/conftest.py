@@ -1,5 +1,10 @@
+import os
+
 import pytest
 import torch
+
+# No test asks a hub, or finds what the user once fetched from one. Read when huggingface_hub is imported.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": os.devnull}
 
 
 @pytest.fixture(autouse=True, scope="session")

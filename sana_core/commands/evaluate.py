@@ -34,8 +34,9 @@ from ..streaming.options import StreamOptions
 from ..training.data.sources import Sample
 from ..weights.dit import load_dit
 from ..weights.locate import locate
+from ..weights.lora import apply_loras, parse_loras
 from ..weights.vae import load_vae
-from .edit import pick_device, pick_dtype
+from .edit_networks import pick_device, pick_dtype
 
 
 def run(options: argparse.Namespace) -> int:
@@ -67,17 +68,19 @@ def check_options(options: argparse.Namespace) -> tuple[StreamOptions, list[int]
         raise InputError(f"--frames {options.frames} is too few; use 2 or more (default: 97)")
     check_size(options.height, options.width, 1)
     check_loop_frames(options.loop_frames)
+    parse_loras(options.lora)
     return StreamOptions(steps=options.steps, seed=options.seed), chosen_clips(options.clips)
 
 
 def load_editor(options: argparse.Namespace, stream_options: StreamOptions) -> StreamEditor:
     """The networks on their device. InputError where files are missing, or the size does not fit the VAE."""
-    files = locate(options.model, options.vae, options.text_encoder)
+    files = locate(options.model, options.vae, options.text_encoder, download=options.download)
     device = pick_device(options.device)
     dtype = pick_dtype("auto", device)
     vae = load_vae(files.vae, device=device, dtype=dtype)
     check_size(options.height, options.width, vae.config.spatial_factor)
     model = load_dit(files.model, device=device, dtype=dtype)
+    apply_loras(model, parse_loras(options.lora))
     check_networks(model, vae)
     text = GemmaTextEncoder(files.text_encoder, device=device, cache_dir=default_cache_dir())
     return StreamEditor(model, vae, text, height=options.height, width=options.width, options=stream_options)
@@ -89,6 +92,7 @@ def describe(editor: StreamEditor, options: argparse.Namespace) -> dict[str, Any
     return {
         "version": _version(),
         "model": Path(options.model).resolve().name,
+        "loras": [f"{Path(lora.file).name}:{lora.strength:g}" for lora in parse_loras(options.lora)],
         "model_fingerprint": editor.model.fingerprint,
         "vae_fingerprint": editor.vae.fingerprint,
         "steps": options.steps,

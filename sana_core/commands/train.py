@@ -11,7 +11,7 @@ import torch
 
 from ..errors import InputError
 from ..training.config import read_edit_training
-from .edit import pick_device
+from .edit_networks import pick_device
 
 RUNS = Path("runs")
 
@@ -28,12 +28,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def train_in_folder(options: argparse.Namespace, train: Callable[[Path, torch.device], Path]) -> int:
-    """Makes the run's folder, calls ``train`` with it and the device, and says what was made; the exit code.
-
-    Files that cannot be written are an OSError, whatever library finds out.
-    """
-    from safetensors import SafetensorError
-
+    """Makes the run's folder, calls ``train`` with it and the device, and says what was made; the exit code."""
     from ..cli import EXIT_OK, EXIT_STOPPED
 
     device = pick_device(options.device)
@@ -43,8 +38,6 @@ def train_in_folder(options: argparse.Namespace, train: Callable[[Path, torch.de
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on with the run in {folder}", file=sys.stderr)
         return EXIT_STOPPED
-    except SafetensorError as error:
-        raise OSError(f"a file in {folder} could not be written ({error})") from error
     print(f"wrote {made}")
     return EXIT_OK
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models.causal_vae import CausalVAE, VAEState
 from ..models.dit import SanaStreamingDiT
+from ..models.stream_decoder import stream_decoder
 from ..streaming.chunks import ChunkPlan
 from ..streaming.edit_stream import EditStream, PromptEncoder
 from ..streaming.frame_stream import EncodeStream
@@ -68,14 +69,23 @@ class StreamEditor:
     def round_trip(self, frames: Tensor) -> Iterator[Tensor]:
         settings = StreamSettings(self.height, self.width, len(frames)).with_vae(self.vae)
         stream = EncodeStream(self.vae, StreamState(settings))
-        decoder: VAEState = {}
         left = len(frames)
-        for latents in chain(stream.push(frames), stream.flush()):
-            with torch.no_grad():
-                pixels, decoder = self.vae.decode(latents, decoder)
+        for pixels in self._decode(chain(stream.push(frames), stream.flush())):
             decoded = pixels_to_uint8(pixels[0].movedim(1, 0)[:left]).cpu()
             left -= len(decoded)
             yield decoded
+
+    def _decode(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        decoder = stream_decoder(self.vae)
+        state: VAEState = {}
+        for latents in chunks:
+            with torch.no_grad():
+                pixels, state = decoder.decode(latents, state)
+            yield pixels
+        with torch.no_grad():
+            rest = decoder.flush(state)
+        if rest is not None:
+            yield rest
 
     def plan(self, total_frames: int | None) -> ChunkPlan:
         return ChunkPlan(total_frames, self.vae.config.temporal_factor)

@@ -90,8 +90,8 @@ class GemmaTextEncoder:
         self._model: nn.Module | None = None
         # Called before weights are loaded, for a host that has to make room.
         self.before_load: Callable[[], None] | None = None
-        if self.weights_kind == "base":
-            _warn_of_base_model(self.path)
+        if self.warning:
+            _log_once(self.warning)
 
     @property
     def path(self) -> Path:
@@ -107,6 +107,16 @@ class GemmaTextEncoder:
     def weights_kind(self) -> WeightsKind:
         """``instruct``, ``base`` or ``unknown``: what the name of the file or folder says; the weights say nothing."""
         return weights_kind(self.path)
+
+    @property
+    def warning(self) -> str:
+        """A sentence for whoever chose files that are by their name the base model; empty otherwise."""
+        if self.weights_kind != "base":
+            return ""
+        return (
+            f"text encoder {self.path} is by its name the base model gemma-2-2b, whose embeddings the networks do not know; "
+            f"use the instruct model gemma-2-2b-it, as a Hugging Face folder or as {SINGLE_FILE}"
+        )
 
     @property
     def hidden_size(self) -> int:
@@ -207,14 +217,9 @@ class GemmaTextEncoder:
 
 
 @functools.cache
-def _warn_of_base_model(path: Path) -> None:
-    """Logs once per path and process."""
-    logger.warning(
-        "text encoder %s is by its name the base model gemma-2-2b, whose embeddings the networks do not know; "
-        "use the instruct model gemma-2-2b-it, as a Hugging Face folder or as %s",
-        path,
-        SINGLE_FILE,
-    )
+def _log_once(warning: str) -> None:
+    """Logs once per text and process."""
+    logger.warning("%s", warning)
 
 
 def _token_id(tokenizer: Tokenizer, token: str) -> int:

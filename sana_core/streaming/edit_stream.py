@@ -5,9 +5,7 @@ Ties geometry, VAE, transformer and state together, chunk by chunk. Knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -18,9 +16,11 @@ from ..models.prompt import PromptEmbedding
 from ..models.stream_decoder import DecoderName, StreamDecoder, stream_decoder
 from ..video.geometry import pixels_to_image, pixels_to_uint8
 from .chunks import ChunkPlan
+from .clip_latents import ClipLatents, LatentsRecorder
 from .frame_stream import Commit, FrameStream, OnProgress, Progress, check_size
 from .noise import ChunkNoise
 from .options import StreamOptions
+from .prompt_encoders import FixedPrompts, PreparedPrompts, PromptEncoder
 from .prompt_schedule import FramePrompts, check_frame_prompts, place_at
 from .sampler import check_latent_channels, check_streaming, commit_chunk, prompt_context, sample_chunk
 from .state import DiTState, StreamSettings, StreamState
@@ -35,62 +35,6 @@ __all__ = [
     "check_networks",
     "check_size",
 ]
-
-
-class PromptEncoder(Protocol):
-    """What turns text into embeddings: the Gemma encoder, or anything with these methods."""
-
-    def encode(self, prompt: str) -> PromptEmbedding: ...
-
-    def encode_negative(self, prompt: str) -> PromptEmbedding: ...
-
-    def unload(self) -> None:
-        """Frees the weights; called whenever a stream has what it needs."""
-
-
-@dataclass(frozen=True)
-class FixedPrompts:
-    """A PromptEncoder of embeddings that were made elsewhere, whatever the text."""
-
-    positive: PromptEmbedding
-    negative: PromptEmbedding | None = None
-
-    def encode(self, prompt: str) -> PromptEmbedding:
-        return self.positive
-
-    def encode_negative(self, prompt: str) -> PromptEmbedding:
-        return _connected(self.negative)
-
-    def unload(self) -> None:
-        """Nothing is loaded."""
-
-
-@dataclass(frozen=True)
-class PreparedPrompts:
-    """A PromptEncoder of embeddings that were made elsewhere, by their text: for streams whose prompt changes.
-
-    Raises InputError for a text that is not among them.
-    """
-
-    positive: Mapping[str, PromptEmbedding]
-    negative: PromptEmbedding | None = None
-
-    def encode(self, prompt: str) -> PromptEmbedding:
-        if prompt not in self.positive:
-            raise InputError(f"the prompt {prompt!r} was not prepared; the stream knows {', '.join(self.positive)}")
-        return self.positive[prompt]
-
-    def encode_negative(self, prompt: str) -> PromptEmbedding:
-        return _connected(self.negative)
-
-    def unload(self) -> None:
-        """Nothing is loaded."""
-
-
-def _connected(negative: PromptEmbedding | None) -> PromptEmbedding:
-    if negative is None:
-        raise InputError("guidance needs a negative prompt; connect one, or set cfg_scale to 1")
-    return negative
 
 
 @dataclass(frozen=True)
@@ -133,8 +77,11 @@ class EditStream(FrameStream[EditedChunk]):
         options: see :class:`StreamOptions`.
         device, vae_device: where to compute; by default where the weights are.
         on_progress: called before every network pass and VAE call; raising from it stops the stream.
+        given: noise and source latents of the whole clip, taken instead of drawn noise and of encoded frames, which then
+            only count; needs ``total_frames``. recorder: is told noise, source and result of each chunk given out.
 
-    Raises InputError for networks that do not fit together or cannot stream, and for sizes that cannot be edited.
+    Raises InputError for networks that do not fit together or cannot stream, for sizes that cannot be edited, and for latents
+    of another clip.
     """
 
     def __init__(
@@ -154,6 +101,8 @@ class EditStream(FrameStream[EditedChunk]):
         device: torch.device | str | None = None,
         vae_device: torch.device | str | None = None,
         on_progress: OnProgress | None = None,
+        given: ClipLatents | None = None,
+        recorder: LatentsRecorder | None = None,
     ) -> None:
         check_networks(model, vae)
         check_size(height, width, vae.config.spatial_factor)
@@ -165,7 +114,11 @@ class EditStream(FrameStream[EditedChunk]):
             # The first prompt is part of it, so that a reset begins with that one.
             state.schedule = schedule if schedule[0][0] == 0 else ((0, prompt), *schedule)
             state.prompt, state.schedule_place = state.schedule[0][1], 1
-        self._start(model, vae, text, state, device, vae_device, on_progress)
+        self._start(model, vae, text, state, device, vae_device, on_progress, given, recorder)
+        if given is not None:
+            if self.plan.total_latents is None:
+                raise InputError("given latents are those of a whole clip; give its length as total_frames")
+            given.check(model.config.in_channels, self.plan.total_latents, self._grid)
 
     @classmethod
     def resume(
@@ -205,6 +158,8 @@ class EditStream(FrameStream[EditedChunk]):
         device: torch.device | str | None,
         vae_device: torch.device | str | None,
         on_progress: OnProgress | None,
+        given: ClipLatents | None = None,
+        recorder: LatentsRecorder | None = None,
     ) -> None:
         if state.schedule and isinstance(text, FixedPrompts):
             raise ValueError("FixedPrompts has one embedding for every text; a schedule needs PreparedPrompts")
@@ -212,13 +167,19 @@ class EditStream(FrameStream[EditedChunk]):
         self._decoder: StreamDecoder = stream_decoder(vae)
         self.model, self.text = model, text
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
-        factor, settings, options = vae.config.spatial_factor, state.settings, state.settings.options
-        assert options is not None
-        grid = (settings.height // factor, settings.width // factor)
-        self._noise = ChunkNoise(options, self.plan.total_latents, (model.config.in_channels, *grid))
+        self._given, self._recorder = given, recorder
+        assert state.settings.options is not None
+        frame_shape = (model.config.in_channels, *self._grid)
+        self._noise = ChunkNoise(state.settings.options, self.plan.total_latents, frame_shape)
         self._context: PromptContext | None = None
         self._memory()
         self._embed_prompt()
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Latent rows and columns."""
+        factor, settings = self.vae.config.spatial_factor, self.state.settings
+        return settings.height // factor, settings.width // factor
 
     def _memory(self) -> DiTState:
         """The transformer's memory, on its device; made for a stream that has none yet."""
@@ -231,8 +192,8 @@ class EditStream(FrameStream[EditedChunk]):
 
     @property
     def noise_mode(self) -> str:
-        """``clip`` or ``chunk``: the mode in force, which for long and live streams is always ``chunk``."""
-        return self._noise.mode
+        """``clip`` or ``chunk``: the mode in force, which for long and live streams is always ``chunk``; ``file`` if given."""
+        return self._noise.mode if self._given is None else "file"
 
     @property
     def decoder_name(self) -> DecoderName:
@@ -286,13 +247,13 @@ class EditStream(FrameStream[EditedChunk]):
         units = options.passes(carry) + 2
         self._announce(chunk, "encode", 0, units)
         with self._timed("encode"):
-            source, encoder = self.vae.encode(video, state.encoder)
+            noise, source, encoder = self._inputs(video, chunk, memory.num_frames)
         with self._timed("denoise"):
             latents, written = sample_chunk(
                 self.model,
                 memory,
                 self._context,
-                self._noise.draw(chunk, memory.num_frames, source.shape[2]),
+                noise,
                 source.to(self.device),
                 options,
                 carry=carry,
@@ -310,8 +271,18 @@ class EditStream(FrameStream[EditedChunk]):
             commit_chunk(memory, written, source.shape[2], last)
             state.encoder, state.decoder = encoder, decoder
             state.frames_out += len(frames)
+            if self._recorder is not None:
+                self._recorder.add(noise, source, latents)
 
         return EditedChunk(chunk, state.frames_out, frames) if len(frames) else None, commit
+
+    def _inputs(self, video: torch.Tensor, chunk: int, start: int) -> tuple[torch.Tensor, torch.Tensor, VAEState]:
+        """Noise and source latents of a chunk whose first latent frame is ``start``, and the encoder's new state."""
+        if self._given is not None:
+            part = slice(start, start + -(-video.shape[2] // self.vae.config.temporal_factor))
+            return self._given.noise[:, :, part], self._given.source[:, :, part], {}
+        source, encoder = self.vae.encode(video, self.state.encoder)
+        return self._noise.draw(chunk, start, source.shape[2]), source, encoder
 
     def _decode(self, latents: torch.Tensor, last: bool) -> tuple[torch.Tensor, VAEState]:
         """The frames [F, 3, H, W] that a chunk's latents complete, and the decoder's new state."""

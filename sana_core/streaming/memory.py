@@ -9,6 +9,7 @@ import torch
 from ..config import DiTConfig, VAEConfig
 from ..models.causal_vae import CausalVAE
 from ..models.stream_decoder import stream_decoder
+from ..models.vae_tiles import SpatialTiles
 from .chunks import ChunkPlan
 from .options import StreamOptions
 
@@ -38,17 +39,32 @@ def dit_memory(
 ) -> tuple[int, int]:
     """(carried, peak) bytes of the transformer for latents of ``grid`` (rows, columns)."""
     rows = 2 if options.guided else 1
-    tokens = grid[0] * grid[1]
-    frame = tokens * config.hidden_size * dtype.itemsize
+    frame = grid[0] * grid[1] * config.hidden_size * dtype.itemsize
     softmax = len(config.softmax_layers)
     kv_frames = plan.cache_capacity(options.num_cached_blocks, options.sink_token, options.anchor_every)
-    gdn = (config.depth - softmax) * config.num_heads * config.head_dim * (config.head_dim + 1) * 4
-    carried = gdn + softmax * 2 * kv_frames * frame + config.depth * frame
+    carried = _written(config, kv_frames, frame)
     # One block reads its cached keys and values joined with the chunk's own.
     joined = 2 * (kv_frames + plan.first_latents) * frame
     # Keys with the sink turned are copies, one per block, while a chunk is computed.
     turned = softmax * kv_frames * frame if options.max_sink_distance else 0
     return rows * carried, rows * (DIT_LIVE_WIDTHS * plan.first_latents * frame + joined + turned)
+
+
+def short_memory(
+    config: DiTConfig, num_latents: int, grid: tuple[int, int], guided: bool, dtype: torch.dtype
+) -> int:
+    """Peak bytes of the transformer for a clip of ``num_latents`` latent frames of ``grid`` that is denoised whole."""
+    frame = grid[0] * grid[1] * config.hidden_size * dtype.itemsize
+    # Every pass gives out what a stream would carry, and nobody keeps it.
+    work = DIT_LIVE_WIDTHS * num_latents * frame + _written(config, num_latents, frame)
+    return (2 if guided else 1) * work
+
+
+def _written(config: DiTConfig, kv_frames: int, frame: int) -> int:
+    """Bytes of all blocks' states with ``kv_frames`` latent frames of keys and values, of ``frame`` bytes each."""
+    softmax = len(config.softmax_layers)
+    gdn = (config.depth - softmax) * config.num_heads * config.head_dim * (config.head_dim + 1) * 4
+    return gdn + softmax * 2 * kv_frames * frame + config.depth * frame
 
 
 def vae_memory(config: VAEConfig, plan: ChunkPlan, size: tuple[int, int], dtype: torch.dtype) -> tuple[int, int]:
@@ -64,10 +80,32 @@ def vae_memory(config: VAEConfig, plan: ChunkPlan, size: tuple[int, int], dtype:
     _, decoder = stream_decoder(vae).decode(latents)
     carried = sum(value.numel() * value.element_size() for value in (*encoder.values(), *decoder.values()))
     frames = max(plan.pixel_frames(0), 1 + delay * config.temporal_factor)
-    cells = frames * (height // config.patch_size) * (width // config.patch_size)
+    return carried, _vae_work(config, frames, size, dtype)
+
+
+def clip_vae_memory(
+    config: VAEConfig, num_latents: int, size: tuple[int, int], tiles: SpatialTiles | None, dtype: torch.dtype
+) -> int:
+    """Peak bytes of encoding or decoding a clip of ``num_latents`` latent frames and pixels of ``size`` as a whole.
+
+    With ``tiles`` one tile is worked on at a time; the clip itself is there in full.
+    """
+    frames = 1 + config.temporal_factor * (num_latents - 1)
+    clip = config.out_channels * frames * size[0] * size[1] * dtype.itemsize
+    tile = size if tiles is None else (min(size[0], tiles.size), min(size[1], tiles.size))
+    carried, work = vae_memory(config, ChunkPlan(frames, config.temporal_factor), tile, dtype)
+    if not config.decoder_causal:
+        work = max(work, _vae_work(config, frames, tile, dtype))
+    # The finished part and the tile that is put into it are two.
+    return 2 * clip + carried + work
+
+
+def _vae_work(config: VAEConfig, num_frames: int, size: tuple[int, int], dtype: torch.dtype) -> int:
+    """Peak bytes of one call on ``num_frames`` pixel frames of ``size``."""
+    cells = num_frames * (size[0] // config.patch_size) * (size[1] // config.patch_size)
     decoder_width = config.decoder_block_out_channels[0] // config.upsample_factor[0]
     widest = max(config.latent_channels, decoder_width) * cells * dtype.itemsize
-    return carried, VAE_LIVE_TENSORS * widest
+    return VAE_LIVE_TENSORS * widest
 
 
 def stream_memory(

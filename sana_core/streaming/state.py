@@ -143,7 +143,7 @@ class StreamState:
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file; an existing file is replaced only when the new one is whole."""
-        from safetensors.torch import save_file
+        from ..weights.safetensors_file import write_safetensors
 
         path = Path(path)
         counters = {
@@ -154,10 +154,10 @@ class StreamState:
             "schedule_place": self.schedule_place,
             **{name: getattr(self, name) for name in _COUNTERS},
         }
-        tensors = {name: value.contiguous().cpu() for name, value in self.tensors().items()}
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            save_file(tensors, partial, metadata={FORMAT: json.dumps(counters)})
+            with partial.open("wb") as stream:
+                write_safetensors(stream, self.tensors(), {FORMAT: json.dumps(counters)})
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

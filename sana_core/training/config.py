@@ -129,6 +129,16 @@ class LatentsCache:
 
 
 @dataclass(frozen=True)
+class EditedData:
+    """Built-in clips of ``frames`` frames, ``samples`` of them, edited by the transformer ``model`` with its prompts."""
+
+    model: Path
+    text_encoder: Path
+    frames: int = limited(1, default=97)
+    samples: int = limited(1, default=100)
+
+
+@dataclass(frozen=True)
 class EditTrainingConfig:
     """A run of ``train``.
 
@@ -175,12 +185,15 @@ class VAETrainingConfig:
     init: principal components of the first ``init_clips`` clips, or random weights.
     latent_noise: deviation of noise on the latents, in their units.
     kl_weight: of the mean square of the latents, halved: the divergence of a posterior of fixed width from the prior.
-    change_weight: of the error of the change from frame to frame; it keeps the borders of latent frames from flickering.
+    change_weight: of the error of the change from frame to frame, relative to the clip's own change.
+    border_weight: of the excess of change where a latent frame begins, which shows as a flicker.
+    edited: latents to train a decoder on in place of those of ``data``: edits of a transformer.
     """
 
-    data: VideoData
     size: ClipSize
     trainer: TrainerOptions
+    data: VideoData | None = None
+    edited: EditedData | None = None
     vae: Mapping[str, Any] | None = None
     decoder_of: Path | None = None
     init: Literal["pca", "random"] = "pca"
@@ -190,18 +203,35 @@ class VAETrainingConfig:
     latent_noise: float = limited(0, default=0.0)
     kl_weight: float = limited(0, default=0.0)
     change_weight: float = limited(0, default=0.0)
+    border_weight: float = limited(0, default=0.0)
     save_dtype: SavedDtype = "float16"
 
     def __post_init__(self) -> None:
         if (self.vae is None) == (self.decoder_of is None):
             raise InputError("give either vae, the sizes of a new one, or decoder_of, the folder of one")
+        if (self.data is None) == (self.edited is None):
+            raise InputError(
+                "give either data, clips to encode, or edited, a transformer whose edits a decoder learns from"
+            )
+        if self.edited is not None and self.decoder_of is None:
+            raise InputError(
+                "edited is given without decoder_of; only the decoder of a finished VAE can learn from edits"
+            )
         if self.size.bucket:
             raise InputError("size.bucket is true; a VAE is trained on one size: give height and width")
         factor = self.sizes().temporal_factor
         if (self.size.frames - 1) % factor:
             raise InputError(f"size.frames is {self.size.frames}; it must be 1 + {factor}k")
+        if self.edited is not None:
+            self._check_edited(self.edited, factor)
         check_multiple(self.crop, self.size, self.sizes().spatial_factor)
         _check_crop(self.crop, self.size)
+
+    def _check_edited(self, edited: EditedData, factor: int) -> None:
+        if (edited.frames - 1) % factor or edited.frames < self.size.frames:
+            raise InputError(
+                f"edited.frames is {edited.frames}; it must be 1 + {factor}k and not less than size.frames, {self.size.frames}"
+            )
 
     def sizes(self) -> VAEConfig:
         if self.decoder_of is not None:

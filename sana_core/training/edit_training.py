@@ -180,15 +180,20 @@ def _fill(model: SanaStreamingDiT, config: EditTrainingConfig) -> None:
         raise InputError(f"model.init is keep, but {error}; make it so, or use init: random") from error
 
 
-def check_fit(config: EditTrainingConfig, model: SanaStreamingDiT, vae: CausalVAE, prompts: Prompts) -> None:
-    """InputError unless networks and clips fit together."""
+def check_networks(model: SanaStreamingDiT, vae: CausalVAE, prompts: Prompts, vae_name: str, text_name: str) -> None:
+    """InputError unless a stream of the model can use VAE and text encoder, which are named as given."""
     check_streaming(model)
-    check_latent_channels(model, vae.config.latent_channels, f"{config.vae} makes")
+    check_latent_channels(model, vae.config.latent_channels, f"{vae_name} makes")
     if prompts.channels != model.config.caption_channels:
         raise InputError(
-            f"{config.text_encoder} gives {prompts.channels} channels, the model takes {model.config.caption_channels}; "
+            f"{text_name} gives {prompts.channels} channels, the model takes {model.config.caption_channels}; "
             "use the text encoder that belongs to the model"
         )
+
+
+def check_fit(config: EditTrainingConfig, model: SanaStreamingDiT, vae: CausalVAE, prompts: Prompts) -> None:
+    """InputError unless networks and clips fit together."""
+    check_networks(model, vae, prompts, str(config.vae), str(config.text_encoder))
     factor = vae.config.temporal_factor
     if (config.size.frames - 1) % factor:
         raise InputError(f"size.frames is {config.size.frames}; it must be 1 + {factor}k")

@@ -1,28 +1,20 @@
-"""Low-rank adaptation of the transformer: training one, its file, and merging a file into a network.
-
-A file holds, per layer, ``diffusion_model.<name>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``, the names and shapes
-being those of the release's weights; ComfyUI reads this form. The change of a weight is strength * alpha / rank * up @ down,
-in the weight's shape.
-"""
+"""Low-rank adaptation of the transformer: training one, and writing its file, which `weights.lora` describes and merges."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..config import DiTConfig
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..models.dit import SanaStreamingDiT
-from ..weights.checkpoint import read_safetensors
-from ..weights.dit import FUSED_PARTS, from_official, to_official
+from ..weights.dit import to_official
+from ..weights.lora import ALPHA, DOWN, PREFIX, UP
+from ..weights.safetensors_file import save_safetensors
 from .config import LoraSettings
-
-PREFIX = "diffusion_model."
-_DOWN, _UP, _ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 
 
 class Lora(nn.Module):
@@ -53,19 +45,15 @@ class Lora(nn.Module):
 
     def save(self, path: Path, dtype: torch.dtype) -> None:
         """Writes the file, whole or not at all."""
-        from safetensors.torch import save_file
-
         tensors: dict[str, Tensor] = {}
         for name, pair in self.layers():
             down = to_official(f"{name}.weight", pair.down.detach(), self.config)
             # The up matrix of a convolution is a 1x1 one.
             up = pair.up.detach().reshape(*pair.up.shape, *[1] * (down.ndim - 2))
             alpha = torch.tensor(self.settings.scale * self.settings.rank)
-            for end, value in ((_DOWN, down), (_UP, up), (_ALPHA, alpha)):
-                tensors[PREFIX + name + end] = value.to("cpu", torch.float32 if end == _ALPHA else dtype).contiguous()
-        unfinished = path.with_name(f"{path.name}.part")
-        save_file(tensors, unfinished, metadata={"format": "pt"})
-        unfinished.replace(path)
+            for end, value in ((DOWN, down), (UP, up), (ALPHA, alpha)):
+                tensors[PREFIX + name + end] = value.to(torch.float32 if end == ALPHA else dtype)
+        save_safetensors(path, tensors, {"format": "pt"})
 
 
 class _LowRank(nn.Module):
@@ -91,63 +79,3 @@ def target_layers(model: SanaStreamingDiT, targets: tuple[str, ...]) -> Iterator
             layer = block.get_submodule(target)
             assert isinstance(layer, nn.Linear)
             yield f"blocks.{index}.{target}", layer
-
-
-@torch.no_grad()
-def apply_lora(model: SanaStreamingDiT, file: str | Path, strength: float = 1.0) -> None:
-    """Merges a LoRA file into the weights of ``model``, of either layout. A file without ``alpha`` means alpha = rank.
-
-    Raises CheckpointError for a file that is damaged, incomplete, or of another network; the model is then as before.
-    """
-    if not math.isfinite(strength):
-        raise InputError(f"LoRA strength {strength} is no number; use 0 for none, 1 for as trained")
-    tensors, _ = read_safetensors(file)
-    changes = [(_slice_of(model, name, file), change) for name, change in _changes(tensors, model.config, file)]
-    for (weight, name), change in changes:
-        if weight.shape != change.shape:
-            raise CheckpointError(
-                f"{file} changes {name} by {tuple(change.shape)}, the model has {tuple(weight.shape)}; "
-                "use a LoRA that was made for this model"
-            )
-    for (weight, _), change in changes:
-        weight.copy_(weight.float() + strength * change.to(weight.device))
-
-
-def _changes(tensors: Mapping[str, Tensor], config: DiTConfig, file: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """(name of a layer, change of its weight [out, in] float32 in the order of memory)."""
-    known = (_DOWN, _UP, _ALPHA)
-    names = {key.removesuffix(end) for key in tensors for end in known if key.endswith(end)}
-    surplus = [key for key in tensors if not key.endswith(known)]
-    if surplus or not names:
-        raise CheckpointError(
-            f"{file} is not a LoRA of this form: {surplus[0] if surplus else 'it is empty'}; keys must be "
-            f"{PREFIX}<layer>{_DOWN}, {_UP} and {_ALPHA}"
-        )
-    for name in sorted(names):
-        if not name.startswith(PREFIX) or name + _DOWN not in tensors or name + _UP not in tensors:
-            raise CheckpointError(f"{file} has {name} without {PREFIX}, {_DOWN} or {_UP}; copy or download it again")
-        down, up = tensors[name + _DOWN].float(), tensors[name + _UP].float()
-        layer = name.removeprefix(PREFIX)
-        try:
-            inner = from_official(f"{layer}.weight", down, config)
-            alpha = tensors[name + _ALPHA].item() if name + _ALPHA in tensors else len(down)
-            yield layer, alpha / len(down) * (up.flatten(1) @ inner)
-        except (RuntimeError, IndexError) as error:
-            raise CheckpointError(
-                f"{file} has {layer} of shapes {tuple(down.shape)} and {tuple(up.shape)}, which do not "
-                "fit the model; use a LoRA that was made for this model"
-            ) from error
-
-
-def _slice_of(model: SanaStreamingDiT, name: str, file: str | Path) -> tuple[Tensor, str]:
-    """The part of a weight that the official layer ``name`` is, and the name."""
-    parent, _, part = name.rpartition(".")
-    try:
-        if model.layout == "fused" and parent.endswith(".attn") and part in FUSED_PARTS:
-            fused = model.get_submodule(f"{parent}.qkvg").get_parameter("weight")
-            return fused.chunk(4)[FUSED_PARTS.index(part)], name
-        return model.get_submodule(name).get_parameter("weight"), name
-    except AttributeError:
-        raise CheckpointError(
-            f"{file} changes {name}, which the model does not have; use a LoRA that was made for this model"
-        ) from None

@@ -13,8 +13,8 @@ from .vae_training import VAE_FOLDER
 
 
 def install(runs: Path, version: str, folder: Path = FOLDER) -> None:
-    """Copies the results of the runs ``decoder`` and ``long`` in ``runs``; makes the text encoder and the manifest."""
-    for result, name in ((runs / "long" / MODEL_FOLDER, "dit"), (runs / "decoder" / VAE_FOLDER, "vae")):
+    """Copies the results of the runs ``decoder`` and ``late`` in ``runs``; makes the text encoder and the manifest."""
+    for result, name in ((runs / "late" / MODEL_FOLDER, "dit"), (runs / "decoder" / VAE_FOLDER, "vae")):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for file in result.iterdir():
             # The contents alone: run folders are private to whoever trained.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, InputError
+from ..weights.safetensors_file import write_safetensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 PREVIOUS_FILE = "checkpoint.previous.safetensors"
@@ -81,14 +82,12 @@ class RunFolder:
         Killed at any moment, the folder holds a whole checkpoint if it held one. OSError of one line when it cannot be
         written, with both files as they were.
         """
-        from safetensors.torch import save
-
         identity = json.dumps(self._identity)
         metadata = {"step": str(step), "identity": identity, "crc32": _checksum(step, identity, tensors)}
         unfinished = self.path / UNFINISHED_FILE
         try:
             with unfinished.open("wb") as file:
-                file.write(save(dict(tensors), metadata))
+                write_safetensors(file, tensors, metadata)
                 file.flush()
                 os.fsync(file.fileno())
             # A damaged file must not take the place of the whole one that the run went on from.

@@ -7,6 +7,7 @@ their times, and square pixels. Pictures of high dynamic range are refused until
 `docs/model.md`, pixels.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -179,10 +180,6 @@ class VideoReader:
     ) -> None:
         self.path = Path(path)
         self._on_frame = on_frame
-        if start < 0:
-            raise InputError(f"start is frame {start}: frames are counted from 0")
-        if max_frames is not None and max_frames < 1:
-            raise InputError(f"max_frames is {max_frames}: give at least 1, or leave it out to read to the end")
         if resample_fps is not None:
             check_rate(resample_fps)
         if hdr not in get_args(HDR):
@@ -197,13 +194,20 @@ class VideoReader:
         self._resample_fps = resample_fps
         self._span: Span | None = None if resample_fps is None else read_span(self.path, self.info.frame_rate)
         self._square_pixels = square_pixels
-        if start >= self._file_frames:
-            raise InputError(self._beyond_end(start, self._file_frames))
-        if not square_pixels and abs(self.info.sample_aspect_ratio - 1) > _SQUARE_PIXELS:
-            self._warn_of_shape(self.info.sample_aspect_ratio)
         self._start = start
         self._max_frames = max_frames
+        self._check_part()
+        if not square_pixels and abs(self.info.sample_aspect_ratio - 1) > _SQUARE_PIXELS:
+            self._warn_of_shape(self.info.sample_aspect_ratio)
         self._frames: Generator[Tensor, None, None] | None = None
+
+    def _check_part(self) -> None:
+        if self._start < 0:
+            raise InputError(f"start is frame {self._start}: frames are counted from 0")
+        if self._max_frames is not None and self._max_frames < 1:
+            raise InputError(f"max_frames is {self._max_frames}: give at least 1, or leave it out to read to the end")
+        if self._start >= self._file_frames:
+            raise InputError(self._beyond_end(self._start, self._file_frames))
 
     def __iter__(self) -> Iterator[Tensor]:
         self.close()
@@ -232,6 +236,13 @@ class VideoReader:
         """Frames that an iteration gives, if the file holds what it says."""
         left = self._file_frames - self._start
         return left if self._max_frames is None else min(left, self._max_frames)
+
+    def part(self, start: int, max_frames: int | None = None) -> "VideoReader":
+        """Other frames of the same file, read in the same way. Raises InputError where the constructor does."""
+        part = copy.copy(self)
+        part._start, part._max_frames, part._frames = start, max_frames, None
+        part._check_part()
+        return part
 
     def blocks(self, num_frames: int) -> Iterator[Tensor]:
         """The same frames as uint8 [num_frames, H, W, 3]; the last block may be shorter."""

@@ -5,10 +5,11 @@ The only reader that lets a pickle build numpy arrays, since training files hold
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from ..errors import CheckpointError, InputError
 from ..paths import check_distinct, check_target
 from .checkpoint import INDEX_SUFFIX, STORED_DTYPES, read_checkpoint
 from .dit import checked_config, dit_file
+from .safetensors_file import as_bytes, write_safetensors
 from .vae import DecoderChoice, read_vae, vae_file
 
 # (file under way, bytes read or written of all, bytes of all)
 OnProgress = Callable[[str, int, int], None]
 
-_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _VAE_KEYS = ("encoder.", "decoder.", "vae.encoder.", "vae.decoder.")
 _BLOCK_BYTES = 1 << 22
 
@@ -37,8 +38,11 @@ class Conversion:
     target: Path
     source: Path
     variant: str
+    config: dict[str, Any]
     sha256: str
     num_tensors: int
+    source_dtypes: tuple[torch.dtype, ...]
+    source_bytes: int
     dtypes: tuple[torch.dtype, ...]
     num_bytes: int
 
@@ -66,13 +70,13 @@ def convert(
     """
     if dtype not in (None, *STORED_DTYPES):
         raise InputError(f"dtype {dtype} cannot be stored; choose float32, float16 or bfloat16, or none to keep it")
-    target, file = Path(target), _weights_file(Path(source))
+    target, file = Path(target), weights_file(Path(source))
     if target.suffix != ".safetensors":
         raise InputError(
             f"{target} is not named as a safetensors file; call it {target.with_suffix('.safetensors').name}"
         )
     check_target(target)
-    state, config, variant = _read(file, decoder)
+    state, config, variant = read_network(file, decoder, numpy_arrays=True)
     parts = _parts(file)
     for part in parts:
         check_distinct({"the target": target, "the source": part})
@@ -80,7 +84,8 @@ def convert(
     written = sum(value.numel() * stored[key].itemsize for key, value in state.items())
     if written > (free := shutil.disk_usage(target.parent).free):
         raise InputError(f"{target}: {written:,} bytes are to be written, {free:,} are free; choose another disk")
-    count = _Count(sum(part.stat().st_size for part in parts) + written, on_progress)
+    source_bytes = sum(part.stat().st_size for part in parts)
+    count = _Count(source_bytes + written, on_progress)
     sha256 = _sha256(parts, count)
     metadata = {
         "config": json.dumps(config),
@@ -90,8 +95,18 @@ def convert(
         "variant": variant,
     }
     _write(target, state, stored, metadata, count)
-    dtypes = tuple(sorted(set(stored.values()), key=str))
-    return Conversion(target, file, variant, sha256, len(state), dtypes, target.stat().st_size)
+    return Conversion(
+        target=target,
+        source=file,
+        variant=variant,
+        config=config,
+        sha256=sha256,
+        num_tensors=len(state),
+        source_dtypes=_kinds(value.dtype for value in state.values()),
+        source_bytes=source_bytes,
+        dtypes=_kinds(stored.values()),
+        num_bytes=target.stat().st_size,
+    )
 
 
 class _Count:
@@ -106,25 +121,35 @@ class _Count:
             self.on_progress(path.name, self.done, self.total)
 
 
-def _weights_file(source: Path) -> Path:
-    """The weight file, or index of shards, that ``source`` names."""
+def weights_file(source: Path, *, first: bool = False) -> Path:
+    """The weight file, or index of shards, that ``source`` names: itself, or of a folder the one network in it.
+
+    ``first`` takes the transformer where a folder holds both. Raises CheckpointError for a folder with none, or otherwise
+    with both.
+    """
     if not source.is_dir():
         return source
-    found = set()
+    # In order, without those found twice.
+    found: dict[Path, None] = {}
     for find in (dit_file, vae_file):
-        try:
-            found.add(find(source))
-        except CheckpointError:
-            continue
+        with contextlib.suppress(CheckpointError):
+            found[find(source)] = None
+    if first and found:
+        return next(iter(found))
     if len(found) != 1:
         what = "more than one network" if found else "no weights of a transformer or a VAE"
         raise CheckpointError(f"{source} holds {what}; name the weight file itself")
-    return found.pop()
+    return next(iter(found))
 
 
-def _read(file: Path, decoder: DecoderChoice) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
-    """(state dict, config, variant) of a weight file, checked against the network that it is."""
-    state, metadata = read_checkpoint(file, numpy_arrays=True)
+def read_network(
+    file: Path, decoder: DecoderChoice = "auto", *, numpy_arrays: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
+    """(state dict, config, variant) of a weight file, checked against the network that it is; variants as in `Conversion`.
+
+    Raises CheckpointError for a file that is neither network or not wholly one.
+    """
+    state, metadata = read_checkpoint(file, numpy_arrays=numpy_arrays)
     if any(key.startswith(_VAE_KEYS) for key in state):
         vae_state, vae_config = read_vae(file, decoder)
         return vae_state, vae_config.to_dict(), "vae"
@@ -137,6 +162,10 @@ def _parts(file: Path) -> list[Path]:
     if not file.name.endswith(INDEX_SUFFIX):
         return [file]
     return [file.with_name(shard) for shard in sorted(set(read_json(file)["weight_map"].values()))]
+
+
+def _kinds(dtypes: Iterable[torch.dtype]) -> tuple[torch.dtype, ...]:
+    return tuple(sorted(set(dtypes), key=str))
 
 
 def _stored_as(value: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -161,24 +190,17 @@ def _write(
     metadata: Mapping[str, str],
     count: _Count,
 ) -> None:
-    """One safetensors file, tensor after tensor: the package of that name wants all of them in memory at once."""
-    # Wide dtypes first, so that every tensor is aligned.
-    keys = sorted(state, key=lambda key: (-stored[key].itemsize, key))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for key in keys:
-        start, end = end, end + state[key].numel() * stored[key].itemsize
-        header[key] = {"dtype": _CODES[stored[key]], "shape": list(state[key].shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     unfinished = target.with_name(target.name + ".part")
     try:
         with unfinished.open("wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            for key in keys:
-                data = _as_bytes(key, state[key], stored[key])
-                stream.write(data)
-                count.add(target, len(data))
+            write_safetensors(
+                stream,
+                state,
+                metadata,
+                stored=stored,
+                to_bytes=lambda key, value: _as_bytes(key, value, stored[key]),
+                on_bytes=lambda size: count.add(target, size),
+            )
         unfinished.replace(target)
     except OSError as error:
         raise InputError(
@@ -192,4 +214,4 @@ def _as_bytes(key: str, value: torch.Tensor, dtype: torch.dtype) -> memoryview:
     converted = value.detach().to(dtype)
     if dtype is torch.float16 and value.dtype is not dtype and not torch.isfinite(converted).all():
         raise CheckpointError(f"{key} has values that float16 cannot hold; convert to bfloat16")
-    return converted.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return as_bytes(converted)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .checkpoint import (
     read_checkpoint,
     shapes,
 )
+from .safetensors_file import save_safetensors
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -182,16 +183,19 @@ def infer_config(official: Mapping[str, tuple[int, ...]], source: str | Path) ->
     )
 
 
+def _check_kind(official: Iterable[str], source: str | Path) -> None:
+    """CheckpointError for keys of another network."""
+    keys = list(official)
+    if not any(key in keys for key in _SIZED):
+        raise CheckpointError(
+            f"{source} is not a SANA-Streaming transformer: it has no {next(iter(_SIZED))}; its first keys are "
+            f"{', '.join(keys[:3])}. Give the file of the DiT, for example sana_streaming_ar.pth"
+        )
+
+
 def _check_sizes(official: Mapping[str, tuple[int, ...]], source: str | Path) -> None:
     """CheckpointError unless every key that sizes are read from is there, with the right number of dimensions."""
-    absent = [key for key in _SIZED if key not in official]
-    if len(absent) == len(_SIZED):
-        first = ", ".join(list(official)[:3])
-        raise CheckpointError(
-            f"{source} is not a SANA-Streaming transformer: it has no {absent[0]}; its first keys are {first}. "
-            "Give the file of the DiT, for example sana_streaming_ar.pth"
-        )
-    if absent:
+    if absent := [key for key in _SIZED if key not in official]:
         raise CheckpointError(f"{source} is an incomplete SANA-Streaming transformer: missing {', '.join(absent)}")
     sized = _SIZED | _SIZED_BUFFERS | {key: 1 for key in official if key.endswith(".attn.A_log")}
     for key, dims in sized.items():
@@ -240,6 +244,7 @@ def read_dit(path: str | Path) -> tuple[dict[str, torch.Tensor], DiTConfig]:
 
 def checked_config(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: Path) -> DiTConfig:
     """The config of the official ``state`` read from ``path``; CheckpointError unless keys, shapes and dtypes are right."""
+    _check_kind(state, path)
     config = _read_config(path, metadata) or infer_config(shapes(state), path)
     # First, since a quantized file also has keys of its own.
     check_dtypes({key: value for key, value in state.items() if key not in DEAD_KEYS}, path)
@@ -293,16 +298,13 @@ def load_dit(
 
 def save_dit(model: SanaStreamingDiT, folder: str | Path) -> Path:
     """Writes model.safetensors in the release's layout (all its keys) and config.json; returns the weight file."""
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.contiguous().cpu() for key, value in official_state(model)}
+    state = dict(official_state(model))
     for key in DEAD_KEYS:
         state[key] = torch.zeros(official_shapes(model.config)[key], dtype=model.dtype)
     config = model.config.to_dict()
     file = folder / WEIGHTS_NAME
-    # One entry of metadata: the order of several is not fixed, and equal weights should make equal files.
-    save_file(state, file, metadata={"config": json.dumps(config)})
+    save_safetensors(file, state, {"config": json.dumps(config)})
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return file

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import inspect
 import shutil
 from collections.abc import Callable, Iterable
@@ -84,10 +85,11 @@ def resolve_uri(uri: str | Path, component: Component | None = None, on_progress
     address = parse_uri(str(uri))
     if address is None:
         return Path(uri)
+    _check_library(address)
     try:
         plan = _plan(address, component)
     except UnreachableError:
-        cached = _cached(_with_path(address, component), component)
+        cached = resolve_cached(address, component)
         if cached is None:
             raise
         return cached
@@ -100,12 +102,24 @@ def plan_download(name: str) -> DownloadPlan:
     Raises InputError for another name, a repository, revision or path that is not there or not open to this user, a whole
     repository, and a hub that is out of reach or offline.
     """
-    if name in BUNDLES:
-        return _plan(*BUNDLES[name])
-    address = parse_uri(name)
+    address, component = BUNDLES.get(name) or (parse_uri(name), None)
     if address is None:
         raise InputError(f"{name!r} is nothing to download; choose one of {', '.join(BUNDLES)} or an hf:// address")
-    return _plan(address, None)
+    _check_library(address)
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"{name}: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it, or use what is there")
+    return _plan(address, component)
+
+
+def check_access(plan: DownloadPlan) -> None:
+    """InputError unless the hub would send this user the files of ``plan``; no content is fetched."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    file = plan.files[0]
+    with one_line_errors(plan.address.at(file.path)):
+        get_hf_file_metadata(hf_hub_url(plan.address.repo, file.path, revision=plan.commit))
 
 
 def remaining(plan: DownloadPlan, to: str | Path | None = None) -> tuple[HubFile, ...]:
@@ -142,6 +156,11 @@ def download(plan: DownloadPlan, to: str | Path | None = None, on_progress: OnPr
     # From a file at repository/a/b/file back to what the plan names.
     root = first.parents[plan.files[0].path.count("/")]
     return root / plan.address.path
+
+
+def _check_library(address: HubAddress) -> None:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise InputError(f"{address}: downloads need a package that is not installed: pip install huggingface_hub")
 
 
 def _with_path(address: HubAddress, component: Component | None) -> HubAddress:
@@ -208,11 +227,13 @@ def _select(address: HubAddress, listed: Iterable[str], component: Component | N
     return below
 
 
-def _cached(address: HubAddress, component: Component | None) -> Path | None:
-    """What ``address`` means among the files of the hub's cache; asks nobody."""
+def resolve_cached(address: HubAddress, component: Component | None) -> Path | None:
+    """What ``address`` means among the files of the hub's cache, None where it means none of them; asks nobody."""
+    _check_library(address)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    address = _with_path(address, component)
     try:
         snapshot = Path(
             snapshot_download(address.repo, revision=address.revision or None, allow_patterns=[], local_files_only=True)
@@ -220,7 +241,10 @@ def _cached(address: HubAddress, component: Component | None) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
-    return snapshot / address.path if _select(address, files, component) else None
+    names = _select(address, files, component)
+    # A download that was stopped may have come as far as the small files.
+    useful = (".safetensors", *TORCH_SUFFIXES) if component else ""
+    return snapshot / address.path if any(name.endswith(useful) for name in names) else None
 
 
 def _local(plan: DownloadPlan, file: HubFile, to: str | Path | None) -> Path | None:
@@ -244,6 +268,29 @@ def _present(plan: DownloadPlan, file: HubFile, to: str | Path | None) -> Path |
 
 def _folder(plan: DownloadPlan, to: str | Path) -> Path:
     return Path(to) / "text_encoder" if plan.component == "text-encoder" and not plan.address.path else Path(to)
+
+
+def destination(plan: DownloadPlan, to: str | Path | None = None) -> Path:
+    """The folder that the files of ``plan`` keep their paths below, in the hub's cache or below ``to``."""
+    if to is not None:
+        return _folder(plan, to)
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    repository = repo_folder_name(repo_id=plan.address.repo, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / repository / "snapshots" / plan.commit
+
+
+def storage(to: str | Path | None = None) -> Path:
+    """The folder that downloads go to, which may not be there yet: ``to``, else the hub's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE if to is None else to).absolute()
+
+
+def free_bytes(folder: Path) -> int:
+    """The free space where ``folder`` is, or will be made."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
 
 
 def _record(path: Path) -> Path:
@@ -330,12 +377,8 @@ def _meter(file: HubFile, done: int, total: int, on_progress: OnProgress | None)
 
 
 def _check_space(plan: DownloadPlan, missing: Iterable[HubFile], to: str | Path | None) -> None:
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE if to is None else to).absolute()
     needed = sum(file.size for file in missing)
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    if needed > (free := shutil.disk_usage(existing).free):
+    if needed > (free := free_bytes(storage(to))):
         raise InputError(no_space(plan.address, f" {in_units(needed)} there, {in_units(free)} are free"))
 
 

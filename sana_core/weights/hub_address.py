@@ -11,6 +11,11 @@ SCHEME = "hf://"
 DEFAULT_REVISION = "main"
 
 
+def path_or_address(text: str) -> Path | str:
+    """A path argument of the command line as it is to be kept: an ``hf://`` address would lose a slash as a Path."""
+    return text if text.startswith(SCHEME) else Path(text)
+
+
 @dataclass(frozen=True)
 class HubAddress:
     """``hf://owner/repo[@revision]/path``; an empty path is the repository's root, an empty revision its main branch."""

@@ -46,7 +46,10 @@ def _explained(error: BaseException, address: HubAddress) -> InputError:
     # Where the library tells that it found no other way, the reason is the cause.
     if isinstance(error, (errors.LocalEntryNotFoundError, ValueError)) and error.__cause__ is not None:
         error = error.__cause__
-    log_in = f"open {constants.ENDPOINT}/{address.repo}, accept its terms if it has any, and log in with HF_TOKEN"
+    log_in = (
+        f"open {constants.ENDPOINT}/{address.repo}, accept its licence if it has one, and log in: run hf auth login, "
+        "or set HF_TOKEN"
+    )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return InputError(f"{address}: the repository is gated; {log_in}")

@@ -9,12 +9,15 @@ from ..config import DIT_PRESETS
 from ..errors import InputError
 from . import nano
 from .dit import dit_file
-from .hub import Component, resolve_uri
-from .hub_address import SCHEME, parse_uri
+from .hub import BUNDLES, Component, resolve_cached, resolve_uri
+from .hub_address import parse_uri
+from .hub_address import path_or_address as path_or_address
 
 # Where a folder keeps its networks: our own layout first, then that of the release.
 VAE_FOLDERS = ("vae", "ltx2_causal_vae_0516")
 TEXT_FOLDERS = ("text_encoder",)
+# The published file that stands for a network that is nowhere named; the VAE is that of the release's configs.
+_DEFAULTS: dict[Component, str] = {"vae": "vae", "text-encoder": "text-encoder"}
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,6 @@ class Components:
     text_encoder: Path
 
 
-def path_or_address(text: str) -> Path | str:
-    """A path argument of the command line as it is to be kept: an ``hf://`` address would lose a slash as a Path."""
-    return text if text.startswith(SCHEME) else Path(text)
-
-
 def model_path(model: str | Path) -> Path:
     """The path that ``model`` names: the folder of the built-in model for `nano.NAME`, else what :func:`resolve_uri` gives.
 
@@ -39,29 +37,58 @@ def model_path(model: str | Path) -> Path:
     return nano.nano_folder() if str(model) == nano.NAME else resolve_uri(model, "model")
 
 
-def locate(model: str | Path, vae: str | Path | None = None, text_encoder: str | Path | None = None) -> Components:
-    """Finds the three networks. ``model`` is a weight file, a folder that may hold the other two as well, or `nano.NAME`.
+def locate(
+    model: str | Path,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    *,
+    download: bool = False,
+) -> Components:
+    """Finds the three networks. ``model`` is a weight file, a folder that may hold the other two as well, `nano.NAME`, or the
+    name of a published model.
 
-    Each may be an ``hf://`` address; what is not in the hub's cache is then fetched, of a folder only what is read.
-    Raises InputError that names what is missing and the option that gives it.
+    Each may be an ``hf://`` address; what is not in the hub's cache is then fetched, of a folder only what is read. With the
+    name of a published model, networks that are not given and not beside it are the published ones in the hub's cache.
+    ``download`` fetches those that are not there, with any model; without it only ``hf://`` addresses ask the hub anything.
+
+    Raises InputError that names what is missing and the option or command that gives it.
     """
-    if str(model) in DIT_PRESETS and not Path(model).exists():
-        raise InputError(
-            f"{model} names sizes, not weights; give --model the checkpoint file or its folder, "
-            "or add --random-weights to measure speed and memory"
-        )
+    published = str(model) in DIT_PRESETS and not Path(model).exists()
     # Before anything is fetched.
     built_in = nano.nano_folder() if str(model) == nano.NAME else model
-    _check_given("--model", built_in, "a checkpoint file or a folder with one")
+    if not published:
+        _check_given("--model", built_in, "a checkpoint file or a folder with one")
     _check_given("--vae", vae, "the path of the causal LTX-2 VAE")
     _check_given("--text-encoder", text_encoder, "the path of Gemma-2-2b-it")
-    path = resolve_uri(built_in, "model")
+    path = _published(str(model), "model", download) if published else resolve_uri(built_in, "model")
     folder = path if path.is_dir() else path.parent
+
+    def companion(given: str | Path | None, names: tuple[str, ...], component: Component, what: str) -> Path:
+        found = resolve_uri(given, component) if given is not None else _beside(folder, names)
+        if found is None and (published or download):
+            found = _published(str(model), component, download)
+        if found is None:
+            raise InputError(f"{folder} holds no {' or '.join(names)}; give --{component} the path of {what}")
+        return found
+
     return Components(
         model=dit_file(path),
-        vae=_companion(folder, vae, VAE_FOLDERS, "vae", "the causal LTX-2 VAE"),
-        text_encoder=_companion(folder, text_encoder, TEXT_FOLDERS, "text-encoder", "Gemma-2-2b-it"),
+        vae=companion(vae, VAE_FOLDERS, "vae", "the causal LTX-2 VAE"),
+        text_encoder=companion(text_encoder, TEXT_FOLDERS, "text-encoder", "Gemma-2-2b-it"),
     )
+
+
+def _published(model: str, component: Component, download: bool) -> Path:
+    """The network that belongs to ``model``, a name of a published one: from the hub's cache, or fetched."""
+    name = _DEFAULTS.get(component, model)
+    found = resolve_uri(str(BUNDLES[name][0]), component) if download else resolve_cached(*BUNDLES[name])
+    if found is None:
+        what = f"{model} is" if name == model else f"{model} needs {name}, which is"
+        raise InputError(
+            f"{what} not on this machine: run python -m sana_streaming download {' '.join((model, *_DEFAULTS.values()))}, or "
+            f"add --download, or give --{component} a path (edit --random-weights measures speed and memory without files)"
+        )
+    return found
 
 
 def _check_given(option: str, given: str | Path | None, what: str) -> None:
@@ -69,11 +96,6 @@ def _check_given(option: str, given: str | Path | None, what: str) -> None:
         raise InputError(f"{option} {given} does not exist; give {what}")
 
 
-def _companion(folder: Path, given: str | Path | None, names: tuple[str, ...], component: Component, what: str) -> Path:
-    if given is not None:
-        return resolve_uri(given, component)
-    for place in (folder, folder.parent):
-        for name in names:
-            if (place / name).is_dir():
-                return place / name
-    raise InputError(f"{folder} holds no {' or '.join(names)}; give --{component} the path of {what}")
+def _beside(folder: Path, names: tuple[str, ...]) -> Path | None:
+    places = (place / name for place in (folder, folder.parent) for name in names)
+    return next((place for place in places if place.is_dir()), None)

@@ -14,6 +14,7 @@ from ..config import VAEConfig, read_json
 from ..errors import CheckpointError, InputError
 from ..models.causal_vae import CausalVAE
 from .checkpoint import INDEX_SUFFIX, check_dtypes, check_keys, config_inside, fingerprint, read_checkpoint, shapes
+from .safetensors_file import save_safetensors
 from .vae_layouts import (
     check_names,
     check_sizes,
@@ -80,15 +81,9 @@ def read_vae(path: str | Path, decoder: DecoderChoice = "auto") -> tuple[dict[st
 
 def save_vae(vae: CausalVAE, folder: str | Path) -> None:
     """Writes ``config.json`` and ``diffusion_pytorch_model.safetensors`` in the dtype of the VAE; makes the folder."""
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().contiguous() for key, value in vae.state_dict().items()}
-    # The weights in use may be mapped from the very file that is replaced.
-    unfinished = folder / f"{WEIGHTS_NAME}.part"
-    save_file(state, unfinished, metadata={"format": "pt"})
-    unfinished.replace(folder / WEIGHTS_NAME)
+    save_safetensors(folder / WEIGHTS_NAME, vae.state_dict(), {"format": "pt"})
     (folder / CONFIG_NAME).write_text(json.dumps(vae.config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 

@@ -182,7 +182,7 @@ def test_ctrl_c_loses_nothing(tmp_path, toy, monkeypatch, phase):
 
 def press_ctrl_c(monkeypatch, phase):
     """Sends the signal once in a phase of the second chunk (the last in "last chunk"), or twice within a write."""
-    from sana_streaming.sana_core.commands import edit as command
+    from sana_streaming.sana_core.commands import edit_progress as command
     from sana_streaming.sana_core.video import writer
 
     def pressing(function, when, times=1):
@@ -255,7 +255,7 @@ def test_fewer_frames_than_a_chunk(tmp_path, toy, capsys):
 
 
 def test_the_text_encoder_is_gone_before_the_others_come(tmp_path, toy, monkeypatch):
-    from sana_streaming.sana_core.commands import edit as command
+    from sana_streaming.sana_core.commands import edit_networks as command
 
     seen = []
     monkeypatch.setattr(GemmaTextEncoder, "unload", lambda self: seen.append("unload text"))

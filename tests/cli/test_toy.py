@@ -1,5 +1,6 @@
 import pytest
 from sana_streaming.sana_core.cli import main
+from sana_streaming.sana_core.weights.dit import read_dit
 
 
 def refused(capsys, *arguments):
@@ -13,6 +14,19 @@ def test_a_bundle_is_written_and_named(capsys, tmp_path):
     assert main(["toy", str(tmp_path / "new" / "toy"), "--seed", str(2**64 - 1)]) == 0
     assert sorted(path.name for path in (tmp_path / "new" / "toy").iterdir()) == ["dit", "text_encoder", "vae"]
     assert f"--model {tmp_path / 'new' / 'toy'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("mode", "variant", "how"),
+    [
+        ("long_streaming", "streaming", "--model"),
+        ("bidirectional_short", "bidirectional", "--mode bidirectional_short --model"),
+    ],
+)
+def test_a_bundle_for_either_mode(capsys, tmp_path, mode, variant, how):
+    assert main(["toy", str(tmp_path / "toy"), "--mode", mode]) == 0
+    assert f"use it as {how} {tmp_path / 'toy'}" in capsys.readouterr().out
+    assert read_dit(tmp_path / "toy")[1].variant == variant
 
 
 def a_file(folder):

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import clips
@@ -11,8 +13,14 @@ import pytest
 import torch
 from comfy_server import ComfyError, ComfyServer, cached_nodes
 from sana_streaming.sana_core.cli import main
+from sana_streaming.sana_core.models.text_encoder import GemmaTextEncoder
+from sana_streaming.sana_core.short_clip import ShortClip, ShortClipOptions
 from sana_streaming.sana_core.video.reader import VideoReader, probe
-from sana_streaming.sana_core.weights.toy import make_toy_bundle
+from sana_streaming.sana_core.video.writer import VideoWriter
+from sana_streaming.sana_core.weights.dit import load_dit, save_dit
+from sana_streaming.sana_core.weights.random_init import random_dit, toy_configs
+from sana_streaming.sana_core.weights.toy import CAPTION_CHANNELS, make_toy_bundle
+from sana_streaming.sana_core.weights.vae import load_vae
 
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("COMFY_DIR"), reason="COMFY_DIR is not set"),
@@ -32,6 +40,8 @@ NODE_IDS = {
         "DecodeImages",
         "EditVideo",
         "DemoClip",
+        "ShortSampler",
+        "PromptSchedule",
     )
 }
 # Packages that a user has for other packs or not at all: loading them is slow, or fails.
@@ -157,14 +167,20 @@ def by_cli(tmp_path_factory):
     toy = make_toy_bundle(folder / "toy")
     command = ["edit", str(clips.clip("carphone_pristine.mp4")), str(folder / "out.mkv"), "--model", str(toy)]
     command += ["--height", "64", "--width", "96", "--prompt", "turn it into a watercolour", "--crf", "0"]
+    with as_many_threads_as_the_server():
+        assert main(command) == 0
+    return read(folder / "out.mkv")
+
+
+@contextmanager
+def as_many_threads_as_the_server():
+    """The server uses the thread count of a fresh process."""
     threads = torch.get_num_threads()
-    # The server uses the thread count of a fresh process.
     torch.set_num_threads(os.cpu_count() or 1)
     try:
-        assert main(command) == 0
+        yield
     finally:
         torch.set_num_threads(threads)
-    return read(folder / "out.mkv")
 
 
 @pytest.mark.parametrize("name", ["edit_video", "stages"])
@@ -189,7 +205,7 @@ def test_progress_and_a_preview_of_each_chunk(comfy, clip):
     assert all(preview.image.startswith(b"\xff\xd8") for preview in events.previews)
     counts = [message["value"] for message in events.of("progress", "6")]
     assert counts == sorted(counts)
-    assert events.of("progress", "6")[-1]["max"] == 21
+    assert events.of("progress", "6")[-1]["max"] == 20
 
 
 def test_stop_ends_within_a_step_and_the_partial_file_plays(comfy, clip):
@@ -227,6 +243,84 @@ def test_two_queue_items_over_the_state_sockets_equal_one(comfy, clip, by_cli):
     assert {"6", "7", "8"} <= cached_nodes(entry)
     (path,) = (file for file in comfy.output_files(entry) if file.name.startswith("part2"))
     assert torch.equal(torch.cat([one, read(path)]), by_cli)
+
+
+def short_clip_by_library(folder, weights):
+    """The clip edited by the library with the settings of short_clip.json."""
+    toy, size = make_toy_bundle(folder / "toy"), {"height": 64, "width": 544}
+    with VideoReader(clips.clip("carphone_pristine.mp4"), max_frames=30) as reader:
+        frames, rate = torch.stack(list(reader)), reader.frame_rate
+    run = ShortClip(
+        load_dit(weights, dtype=torch.float32),
+        load_vae(toy / "vae", dtype=torch.float32),
+        GemmaTextEncoder(toy / "text_encoder"),
+        ShortClipOptions(steps=4),
+        total_frames=30,
+        prompt="turn it into a watercolour",
+        **size,
+    )
+    with as_many_threads_as_the_server():
+        run.push(frames)
+        with VideoWriter(folder / "short.mkv", **size, frame_rate=rate, crf=0) as writer:
+            for piece in run.flush():
+                writer.write(piece.frames)
+    return read(folder / "short.mkv")
+
+
+def test_a_short_clip_equals_the_library(comfy, clip, tmp_path):
+    config = replace(toy_configs(CAPTION_CHANNELS)["dit"], variant="bidirectional")
+    weights = save_dit(random_dit(config), tmp_path / "dit")
+    comfy.put_model(weights, "diffusion_models", "bidirectional_toy.safetensors")
+    with comfy.listen() as events:
+        entry = comfy.run(workflow("short_clip"))
+        events.wait_for("execution_success")
+    assert torch.equal(read(saved(comfy, entry)), short_clip_by_library(tmp_path, weights))
+    assert events.of("progress", "7")[-1]["max"] == 4
+    assert ("1", "bidirectional model: for the Short Sampler") in events.texts
+    with pytest.raises(ComfyError, match="the model is the bidirectional one, which sees a clip whole"):
+        comfy.run(workflow("edit_video", n1__file="bidirectional_toy.safetensors"))
+    with pytest.raises(ComfyError, match="the model is the streaming one, which edits chunk by chunk"):
+        comfy.run(workflow("short_clip", n1__file="toy (random weights)"))
+
+
+def test_stop_in_a_short_clip_within_a_step(comfy, clip, tmp_path):
+    config = replace(toy_configs(CAPTION_CHANNELS)["dit"], variant="bidirectional")
+    comfy.put_model(save_dit(random_dit(config), tmp_path / "dit"), "diffusion_models", "bidirectional_toy.safetensors")
+    with comfy.listen() as events:
+        prompt = comfy.queue(workflow("short_clip", n7__steps=900, n7__seed=5))
+        while not events.of("progress", "7"):
+            time.sleep(0.01)
+        before = events.of("progress", "7")[-1]["value"]
+        comfy.interrupt()
+        with pytest.raises(ComfyError, match="interrupted in SanaStreamingShortSampler"):
+            comfy.wait(prompt)
+        assert events.of("progress", "7")[-1]["value"] - before <= 15, "Stop took more than a moment's steps"
+
+
+def test_a_prompt_schedule_with_nano(comfy):
+    """The scene turns from grey to sunset at 2 seconds: frame 49 is the first of a chunk from there on."""
+    frames = read(saved(comfy, comfy.run(workflow("prompt_schedule")))).float()
+    assert len(frames) == 97
+    red, _, blue = frames.mean((1, 2)).unbind(-1)
+    warmth = red - blue
+    assert warmth[:49].abs().max() < 6
+    assert warmth[52:].min() > 20
+    with pytest.raises(ComfyError, match="'soon' is not a time; use seconds"):
+        comfy.queue(workflow("prompt_schedule", n6__at="soon"))
+    with pytest.raises(ComfyError, match="begins at frame 1440, after the last chunk of the clip has begun"):
+        comfy.run(workflow("prompt_schedule", n6__at="01:00"))
+
+
+def test_source_and_edit_side_by_side_with_chunk_tile(comfy, clip):
+    graph = workflow("edit_video", n2__decoder="chunk_tile", n6__compare="side-by-side", n6__max_frames=57)
+    with comfy.listen() as events:
+        entry = comfy.run(graph)
+        events.wait_for("execution_success")
+    info = probe(saved(comfy, entry))
+    assert (info.width, info.height, info.num_frames) == (192, 64, 57)
+    late = "decoder chunk_tile: frames come 3 latent frames (24 frames) late"
+    assert ("2", late) in events.texts
+    assert next(text for number, text in events.texts if number == "6").startswith("57 frames in ")
 
 
 def test_free_returns_the_memory(comfy, clip):

@@ -11,7 +11,7 @@ def reset(path):
     global base, models_dir
     base, models_dir = str(path), os.path.join(path, "models")
     folder_names_and_paths.clear()
-    for kind in ("diffusion_models", "vae", "text_encoders"):
+    for kind in ("diffusion_models", "vae", "text_encoders", "checkpoints"):
         folder_names_and_paths[kind] = ([os.path.join(models_dir, kind)], {".safetensors", ".pth"})
 
 

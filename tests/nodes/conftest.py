@@ -23,6 +23,7 @@ def host(tmp_path, monkeypatch):
     import comfy.utils
     import folder_paths
     from sana_streaming.nodes import comfy_host
+    from server import PromptServer
 
     folder_paths.reset(tmp_path)
     comfy_host.register_folders()
@@ -30,4 +31,5 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "stop_after", None)
     comfy.model_management.loaded.clear()
     comfy.utils.ProgressBar.made.clear()
+    PromptServer.instance.texts.clear()
     return comfy.model_management

@@ -199,8 +199,8 @@ def test_progress_and_previews(loaded):
     edit_video(model, vae, positive, video)
     (bar,) = comfy.utils.ProgressBar.made
     # Three chunks of encode, 2 steps, the pass at t = 0 and decode; the last chunk needs no pass at 0.
-    assert bar.total == 15
-    assert [v for v in bar.values if v < 14][-1] == 13
+    assert bar.total == bar.values[-1] == 14
+    assert sorted(set(bar.values)) == list(range(15))
     assert len(bar.previews) == 3
     kind, picture, size = bar.previews[0]
     assert (kind, picture.size, size) == ("JPEG", (96, 64), 512)
@@ -271,19 +271,6 @@ def test_the_weights_stay_out_of_ours(loaded):
 
 
 class TestWrongWiring:
-    def test_bidirectional_model(self, host, tmp_path):
-        from dataclasses import replace
-
-        import folder_paths
-        from sana_streaming.sana_core.weights.dit import save_dit
-        from sana_streaming.sana_core.weights.random_init import random_dit
-
-        config = replace(toys.CONFIGS["dit"], variant="bidirectional")
-        save_dit(random_dit(config), Path(folder_paths.models_dir) / "diffusion_models" / "bi")
-        assert SanaStreamingLoadModel.validate_inputs("bi/model.safetensors") is True
-        with pytest.raises(InputError, match="bidirectional .* cannot stream"):
-            SanaStreamingLoadModel.execute("bi/model.safetensors", "auto", "auto")
-
     def test_no_model_file(self):
         for node, folder in (
             (SanaStreamingLoadModel, "diffusion_models"),

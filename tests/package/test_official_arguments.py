@@ -37,24 +37,6 @@ OFFICIAL = {
 # The one that needs no counterpart.
 WITHOUT_OURS = {"--config"}
 
-# Options that the page names and the command line does not have yet. Empty it as they come.
-NOT_YET = {
-    "--mode",
-    "--flow-shift",
-    "--motion-score",
-    "--save-latent",
-    "--input-latent",
-    "--input-text-embed",
-    "--size",
-    "--resample-fps",
-    "--antialias",
-    "--prompt-at",
-    "--anchor-every",
-    "--max-sink-distance",
-    "--start-step",
-    "--compare",
-}
-
 
 def rows(header):
     """The cells of each row of the table whose first header cell is ``header``, markup of code taken off the first two."""
@@ -110,14 +92,10 @@ def test_every_official_argument_has_ours_beside_it():
 
 
 def test_ours_exist():
-    unknown = set(documented()) - set(our_names()) - NOT_YET
+    unknown = set(documented()) - set(our_names())
     assert not unknown, f"the command line has no {', '.join(sorted(unknown))}"
 
 
 def test_no_option_of_ours_is_left_out():
     missing = {name for name in our_names() if not name.startswith("--no-")} - set(documented())
     assert not missing, f"{PAGE.name} says nothing of {', '.join(sorted(missing))}"
-
-
-def test_what_is_still_to_come_is_documented():
-    assert set(documented()) >= NOT_YET

@@ -25,7 +25,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
 POLL_SECONDS = 0.1
-# Where ComfyUI's front end puts its size of preview and node id: kind, length of the JSON, JSON, image.
+# Binary messages that name their node. Text: kind, length of the node's id, id, text.
+NODE_TEXT = 3
+# Preview: kind, length of the JSON, JSON, image.
 PREVIEW_WITH_METADATA = 4
 
 
@@ -218,11 +220,12 @@ class Preview(NamedTuple):
 
 
 class Events:
-    """The messages of ComfyUI's websocket, read by a thread: ``messages`` and ``previews``."""
+    """The messages of ComfyUI's websocket, read by a thread: ``messages``, ``previews`` and ``texts`` (node, text)."""
 
     def __init__(self, port: int, client_id: str) -> None:
         self.messages: list[dict[str, Any]] = []
         self.previews: list[Preview] = []
+        self.texts: list[tuple[str, str]] = []
         self._socket = socket.create_connection(("127.0.0.1", port))
         key = base64.b64encode(os.urandom(16)).decode()
         self._socket.sendall(
@@ -274,10 +277,12 @@ class Events:
             if header[0] & 0x0F == 1:
                 self.messages.append(json.loads(payload))
             elif header[0] & 0x0F == 2:
-                self._keep_preview(payload)
+                self._keep(payload)
 
-    def _keep_preview(self, payload: bytes) -> None:
+    def _keep(self, payload: bytes) -> None:
         kind, length = struct.unpack(">II", payload[:8])
+        if kind == NODE_TEXT:
+            self.texts.append((payload[8 : 8 + length].decode(), payload[8 + length :].decode()))
         if kind == PREVIEW_WITH_METADATA:
             metadata = json.loads(payload[8 : 8 + length])
             self.previews.append(Preview(metadata["node_id"], payload[8 + length :]))

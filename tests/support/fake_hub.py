@@ -32,9 +32,10 @@ class FakeHub:
 
     def __init__(self, repos: dict[str, dict[str, bytes]]) -> None:
         self.repos = repos
-        # By repository: "gated", "unauthorized", "html". By file: "missing", "other", "cut once", "cut", "down".
+        # By repository: "gated", "unauthorized", "html". By file: "missing", "other", "cut once", "cut", "down", "stall".
         self.faults: dict[str, str] = {}
         self.requests: list[Request] = []
+        self.stalled = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
@@ -58,18 +59,22 @@ class FakeHub:
 
     def run(self, home: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A fresh Python runs ``code``, whose hub this is and whose cache is in ``home``."""
-        kept = {
-            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
-        }
-        settings = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", _PRELUDE + code],
-            env=kept | settings | environment,
+            env=self.environment(home) | environment,
             cwd=home.parent,
             capture_output=True,
             text=True,
+            stdin=subprocess.DEVNULL,
             timeout=120,
         )
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Variables of a process whose hub this is and whose cache is in ``home``."""
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
+        }
+        return kept | {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
     def result(self, home: Path, code: str, **environment: str) -> Any:
         """What ``code`` puts into the name ``result``."""
@@ -153,11 +158,25 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if self.command == "GET" and fault == "down":
             return self.refuse(503, "")
+        if self.command == "GET" and fault == "stall":
+            self.stall(len(content), headers, content[: len(content) // 2])
+            return None
         cut = self.command == "GET" and fault in ("cut", "cut once")
         if cut:
             self.hub.faults[f"{repo}/{name}"] = {"cut": "down", "cut once": ""}[str(fault)]
         self.reply(206 if start else 200, content[start:], headers, half=cut)
         return None
+
+    def stall(self, length: int, headers: dict[str, str], part: bytes) -> None:
+        """Sends ``part`` of a file and then nothing until the other side goes away."""
+        self.send_response(200)
+        for name, value in (headers | {"Content-Length": str(length)}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(part)
+        self.hub.stalled.set()
+        self.connection.recv(1)
+        self.close_connection = True
 
     def refuse(self, status: int, code: str) -> None:
         self.reply(status, b'{"error": "no"}', {"X-Error-Code": code} if code else {})

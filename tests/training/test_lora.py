@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from sana_streaming.sana_core.errors import CheckpointError, InputError
 from sana_streaming.sana_core.training.config import LORA_TARGETS, LoraSettings
-from sana_streaming.sana_core.training.lora import Lora, apply_lora
+from sana_streaming.sana_core.training.lora import Lora
 from sana_streaming.sana_core.weights.dit import build_dit, official_state
+from sana_streaming.sana_core.weights.lora import apply_lora
 
 ALL = LoraSettings(rank=2, alpha=6.0)
 
@@ -122,7 +123,7 @@ def of_another_layer(tensors):
 
 
 def of_another_form(tensors):
-    return {key.replace("lora_down", "lora_A"): value for key, value in tensors.items()}
+    return {key.replace("lora_down", "hada_w1_a"): value for key, value in tensors.items()}
 
 
 def without_ups(tensors):

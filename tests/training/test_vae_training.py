@@ -9,7 +9,13 @@ import video_files
 from sana_streaming.sana_core.training.config import read_vae_training
 from sana_streaming.sana_core.training.trainer import seeded
 from sana_streaming.sana_core.training.vae_init import to_video
-from sana_streaming.sana_core.training.vae_training import start_vae, train_vae, vae_losses
+from sana_streaming.sana_core.training.vae_training import (
+    border_excess,
+    decoder_losses,
+    start_vae,
+    train_vae,
+    vae_losses,
+)
 from sana_streaming.sana_core.weights.vae import load_vae
 
 
@@ -61,7 +67,7 @@ def test_losses_by_hand(tmp_path):
         noise = torch.randn(latents.shape, generator=seeded(0, 0))
         mse = (vae.decode(latents + 0.25 * noise)[0] - video).square().mean()
         kl = latents.square().mean() / 2
-    del losses["change"]
+    del losses["change"], losses["border"]
     assert losses == {"loss": mse + 0.1 * kl, "mse": mse, "kl": kl}
 
 
@@ -135,12 +141,33 @@ def test_a_decoder_alone_is_trained_further(tmp_path):
         assert not after.decode(latents)[0].equal(before.decode(latents)[0])
 
 
-def test_change_is_the_error_of_the_steps_between_frames(tmp_path):
+def test_change_is_the_error_of_the_steps_between_frames_over_the_clips_own(tmp_path):
     vae = start_vae(config(tmp_path), training_runs.moving_clips(2))
-    video = to_video(training_runs.moving_clips(1)[0])
+    video = torch.cat([to_video(clip) for clip in training_runs.moving_clips(2)])
+    video[1] = video[1, :, :1]
     with torch.no_grad():
         got = vae_losses(vae, video, generator=seeded(0, 0), latent_noise=0.0, kl_weight=0.0, change_weight=3.0)
         error = vae.decode(vae.encode(video)[0])[0] - video
-    change = (error[:, :, 1:] - error[:, :, :-1]).square().mean()
+    steps = [(x[:, :, 1:] - x[:, :, :-1]).square().mean((1, 2, 3, 4)) for x in (error, video)]
+    moving, still = steps[0][0] / (steps[1][0] + 2e-3), steps[0][1] / 2e-3
+    change = (moving + still) / 2
     assert got["change"].item() == pytest.approx(change.item(), rel=1e-4)
     assert got["loss"].item() == pytest.approx((error.square().mean() + 3 * change).item(), rel=1e-4)
+
+
+def test_border_is_how_much_more_changes_where_latent_frames_begin(tmp_path):
+    steps = torch.ones(2, 16)
+    steps[1, ::8] = 3
+    video = torch.cat([torch.zeros(2, 1), steps.cumsum(1)], 1)[:, None, :, None, None].expand(2, 3, 17, 4, 4)
+    torch.testing.assert_close(border_excess(video, 8), torch.tensor([0.0, 9.0]).clamp_min(1).log(), atol=1e-3, rtol=0)
+    vae = start_vae(config(tmp_path), training_runs.moving_clips(2))
+    clip = to_video(training_runs.moving_clips(1)[0])
+    with torch.no_grad():
+        options = {"generator": seeded(0, 0), "latent_noise": 0.0}
+        latents = vae.encode(clip)[0]
+        got = decoder_losses(vae, latents, clip, border_weight=3.0, **options)
+        excess = border_excess(vae.decode(latents)[0], 8) - border_excess(clip, 8)
+        evened = decoder_losses(vae, latents, vae.decode(latents)[0], border_weight=3.0, **options)
+    assert got["border"].item() == pytest.approx(max(0.0, excess.item()), rel=1e-4)
+    assert got["loss"].item() == pytest.approx((got["mse"] + 3 * got["border"]).item(), rel=1e-4)
+    assert evened["border"] == 0

@@ -420,3 +420,20 @@ def test_a_start_or_count_out_of_range_is_refused(clip: Path) -> None:
         VideoReader(clip, max_frames=0)
     with pytest.raises(InputError, match="blocks of 0"):
         next(VideoReader(clip).blocks(0))
+
+
+def test_a_part_is_read_as_the_whole(clip: Path) -> None:
+    """Other frames of one reader, by numbers of the file; each iterates by itself."""
+    whole = VideoReader(clip, resample_fps=Fraction(10), square_pixels=True)
+    part = whole.part(3, 2)
+    assert (part.num_frames, part.frame_rate, part.size) == (2, whole.frame_rate, whole.size)
+    frames = torch.stack(list(whole))
+    running = iter(whole)
+    first = next(running)
+    assert torch.equal(torch.stack(list(part)), frames[3:5])
+    assert torch.equal(torch.stack([first, *running]), frames)
+    assert whole.part(5).num_frames == len(frames) - 5
+    with pytest.raises(InputError, match=f"start is frame {len(frames)} but there are"):
+        whole.part(len(frames))
+    with pytest.raises(InputError, match="max_frames is 0"):
+        whole.part(0, 0)

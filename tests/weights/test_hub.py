@@ -264,6 +264,67 @@ result += [files.model.name, files.vae.name, (files.text_encoder / "config.json"
         assert len(hub.contents) == len(set(hub.contents)) == 1 + 2 + 5
 
 
+class TestPublishedModels:
+    """``streaming-2b`` as a model: from the cache, fetched when told to, and nothing asked otherwise."""
+
+    LOCATE = """
+from sana_streaming.sana_core.weights.locate import locate
+files = locate({arguments})
+result = [str(files.model), str(files.vae), str(files.text_encoder)]
+"""
+
+    def test_fetched_only_when_told_to_and_then_from_the_cache(self, hub, home):
+        code = self.LOCATE.format(arguments="'streaming-2b', download={}")
+        message = hub.error(home, code.format(False))
+        assert message.startswith("streaming-2b is not on this machine: run ")
+        assert "python -m sana_streaming download streaming-2b vae text-encoder, or add --download" in message
+        assert hub.requests == []
+        model, vae, text = fetched = hub.result(home, code.format(True))
+        assert Path(model).read_bytes() == hub.repos[RELEASE]["dit/sana_streaming_ar.pth"]
+        assert (Path(vae).parents[2].name, Path(vae).name) == ("models--Lightricks--LTX-2", "vae")
+        assert (Path(text) / "config.json").read_bytes() == hub.repos[GEMMA]["config.json"]
+        asked = len(hub.requests)
+        assert hub.result(home, code.format(False)) == fetched
+        assert hub.result(home, code.format(True), HF_HUB_OFFLINE="1") == fetched
+        assert len(hub.requests) == asked
+
+    def test_what_is_beside_it_or_given_comes_first(self, hub, home, tmp_path):
+        for name in ("streaming-2b", "causal-vae"):
+            hub.result(home, f"result = str(download(plan_download({name!r})))")
+        (tmp_path / "gemma").mkdir()
+        asked = len(hub.requests)
+        found = hub.result(home, self.LOCATE.format(arguments="'streaming-2b', text_encoder='gemma'"))
+        assert Path(found[1]).name == "ltx2_causal_vae_0516" and found[2] == "gemma"
+        assert len(hub.requests) == asked
+        message = hub.error(home, self.LOCATE.format(arguments="'streaming-2b'"))
+        assert message.startswith("streaming-2b needs text-encoder, which is not on this machine")
+
+    def test_only_small_files_are_not_a_network(self, hub, home):
+        for address in (f"{RELEASE}/dit/sana_streaming_ar.pth", "Lightricks/LTX-2/vae/config.json"):
+            hub.result(home, f"result = str(download(plan_download('hf://{address}')))")
+        message = hub.error(home, self.LOCATE.format(arguments="'streaming-2b', text_encoder='.'"))
+        assert message.startswith("streaming-2b needs vae, which is not on this machine")
+
+    def test_plain_paths_ask_nobody(self, hub, home, tmp_path):
+        (tmp_path / "dit.pth").write_bytes(b"x")
+        code = self.LOCATE.format(arguments="'dit.pth', text_encoder='.'")
+        assert "holds no vae or ltx2_causal_vae_0516; give --vae the path of" in hub.error(home, code)
+        code = self.LOCATE.format(arguments="'dit.pth', '.', '.'")
+        code += "import sys; result.append('huggingface_hub' in sys.modules)"
+        assert hub.result(home, code) == ["dit.pth", ".", ".", False]
+        assert hub.requests == []
+
+    def test_the_built_in_model_fetches_nothing(self, hub, home):
+        hub.result(home, self.LOCATE.format(arguments="'nano', download=True"))
+        assert hub.requests == []
+
+    def test_what_a_model_of_ones_own_lacks_is_fetched_when_told_to(self, hub, home, tmp_path):
+        (tmp_path / "dit.pth").write_bytes(b"x")
+        found = hub.result(home, self.LOCATE.format(arguments="'dit.pth', text_encoder='.', download=True"))
+        assert found[::2] == ["dit.pth", "."] and Path(found[1]).name == "vae"
+        assert sorted(hub.contents) == ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
+
+
 class TestRefusals:
     def error(self, hub, home, code, **environment):
         message = hub.error(home, code, **environment)
@@ -288,7 +349,11 @@ class TestRefusals:
                 "streaming-2b",
                 f"sana_streaming_ar.pth: the repository is gated; open .*{RELEASE}, accept",
             ),
-            ({RELEASE: "unauthorized"}, "streaming-2b", "no such repository for you to see.*log in with HF_TOKEN"),
+            (
+                {RELEASE: "unauthorized"},
+                "streaming-2b",
+                "no such repository for you to see.*log in: run hf auth login, or set HF_TOKEN",
+            ),
             ({RELEASE: "html"}, "streaming-2b", "does not answer as a hub does; check HF_ENDPOINT"),
             ({f"{RELEASE}/dit/sana_streaming_ar.pth": "missing"}, "streaming-2b", "no such file in the repository"),
             ({}, "streaming", "'streaming' is nothing to download; choose one of streaming-2b, bidirectional-2b, vae"),

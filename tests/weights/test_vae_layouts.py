@@ -16,6 +16,7 @@ from sana_streaming.sana_core.weights.checkpoint import shapes
 from sana_streaming.sana_core.weights.vae import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, load_vae, save_vae
 from sana_streaming.sana_core.weights.vae_layouts import check_sizes, diffusers_names, infer_config, is_original
 from torch import Tensor
+from vae_files import LATER, original
 
 # Three levels with every kind of sampler and other counts on the two sides.
 SMALL = VAEConfig(
@@ -29,15 +30,6 @@ SMALL = VAEConfig(
     upsample_residual=(True, True, True),
     upsample_factor=(2, 2, 1),
     patch_size=2,
-)
-# Latents of LTX-2's size from another network, as small as it can be.
-LATER = replace(
-    VAEConfig(),
-    block_out_channels=(8, 8, 8, 8),
-    layers_per_block=(0, 0, 0, 0, 0),
-    decoder_block_out_channels=(8, 8, 8),
-    decoder_layers_per_block=(0, 0, 0, 0),
-    upsample_factor=(1, 1, 1),
 )
 # What is in a whole LTX-2 checkpoint beside the video VAE.
 OTHERS = {
@@ -54,28 +46,6 @@ ORIGINAL_CONFIG: dict[str, Any] = {
     "decoder_spatial_padding_mode": "reflect",
     "scaling_factor": 1.0,
 }
-
-
-def original(state: dict[str, Tensor], config: VAEConfig, prefix: str = "") -> dict[str, Tensor]:
-    """The same tensors under the names of LTX-2's own files, by the published table."""
-    down, up = len(config.block_out_channels), len(config.decoder_block_out_channels)
-    table = {
-        "latents_mean": "per_channel_statistics.mean-of-means",
-        "latents_std": "per_channel_statistics.std-of-means",
-        "encoder.mid_block.resnets.": f"encoder.down_blocks.{2 * down}.res_blocks.",
-        "decoder.mid_block.resnets.": "decoder.up_blocks.0.res_blocks.",
-    }
-    for i in range(down):
-        table[f"encoder.down_blocks.{i}.resnets."] = f"encoder.down_blocks.{2 * i}.res_blocks."
-        table[f"encoder.down_blocks.{i}.downsamplers.0."] = f"encoder.down_blocks.{2 * i + 1}."
-    for i in range(up):
-        table[f"decoder.up_blocks.{i}.upsamplers.0."] = f"decoder.up_blocks.{2 * i + 1}."
-        table[f"decoder.up_blocks.{i}.resnets."] = f"decoder.up_blocks.{2 * i + 2}.res_blocks."
-    renamed = {prefix + "per_channel_statistics.channel": torch.ones(1)}
-    for key, value in state.items():
-        begin = next((begin for begin in table if key.startswith(begin)), "")
-        renamed[prefix + table.get(begin, "") + key.removeprefix(begin)] = value
-    return renamed
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ class Schema:
     outputs: list = field(default_factory=list)
     description: str = ""
     search_aliases: list = field(default_factory=list)
+    hidden: list = field(default_factory=list)
     is_output_node: bool = False
 
 
@@ -73,10 +74,12 @@ class NodeOutput:
 
 
 class ComfyNode:
-    pass
+    # ComfyUI runs a copy of the class that knows its number.
+    hidden = SimpleNamespace(unique_id="7")
 
 
 io = SimpleNamespace(
+    Hidden=SimpleNamespace(unique_id="UNIQUE_ID"),
     ComfyNode=ComfyNode,
     Schema=Schema,
     NodeOutput=NodeOutput,
