@@ -32,12 +32,13 @@ test: lint
 	$(BIN)/python -m pytest
 
 bench: $(READY)
+	$(BIN)/python benchmarks/speed.py --device cpu
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/startup.py
 
 demo: $(READY)
 	mkdir -p out
-	$(BIN)/python -m sana_streaming edit "$$($(BIN)/python benchmarks/common.py bigbuckbunny.mp4)" out/demo.mp4 \
+	$(BIN)/python -m sana_streaming edit "$$($(BIN)/python benchmarks/common.py bikes.mp4)" out/demo.mp4 \
 		--prompt "make it a warm sunset" --max-frames 97 --sheet out/demo.png
 
 # Trains nano anew in out/nano (an interrupted run is gone on with), puts it in place and measures it.

@@ -1,4 +1,4 @@
-"""What every benchmark needs: a long real clip, the device's name, a place for results.
+"""What every benchmark needs: a long real clip, a place for results.
 
 ``python benchmarks/common.py NAME`` prints the path of a sample clip.
 """
@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import json
-import platform
-import re
 import sys
-from datetime import datetime, timezone
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from sana_streaming.sana_core.benchmark.results import device_slug, header
 from sana_streaming.sana_core.video.reader import VideoReader, probe
 from sana_streaming.sana_core.video.writer import VideoWriter
 
@@ -42,25 +40,11 @@ def looped_clip(target: Path, source: Path, num_frames: int) -> Path:
     return target
 
 
-def device_name(device: torch.device) -> str:
-    """Name of the GPU, or the processor's architecture and thread count."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def write_result(name: str, device: torch.device, result: dict[str, Any]) -> Path:
     """Adds device, versions and date, and writes ``results/<device>/<name>.json``."""
-    slug = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    path = RESULTS / slug / f"{name}.json"
+    path = RESULTS / device_slug(device) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = {
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-    path.write_text(json.dumps({**header, **result}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**header(device), **result}, indent=2) + "\n", encoding="utf-8")
     return path
 
 

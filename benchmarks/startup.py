@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-CLIP, PROMPT = "bigbuckbunny.mp4", "make it a warm sunset"
+CLIP, PROMPT = "bikes.mp4", "make it a warm sunset"
 CHILD = "--child"
 
 

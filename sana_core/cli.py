@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_toy(commands.add_parser("toy", help="write a small bundle of random weights, to try the pipeline"))
     _add_examples(commands.add_parser("examples", help="the demo edits of the release: list them, run one"))
     _add_train(commands.add_parser("train", help="train a transformer, or a LoRA for it, on pairs of clips"), _train)
+    _add_bench(commands.add_parser("bench", help="measure speed, row by row, beside its floor and its baselines"))
     _add_train(commands.add_parser("train-vae", help="train a small causal VAE on clips"), _train_vae)
     return parser
 
@@ -120,6 +121,22 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a report, brought up to date after each clip")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw source, truth and output of each edit (PNG)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .commands.bench import run
+
+    return run(options)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_bench)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write each row there once it is done")
+    parser.add_argument("--replace", action="store_true", help="start FILE anew instead of adding to it")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these rows only: names or NAME@SIZE, see --list")
+    parser.add_argument("--list", action="store_true", help="show the rows and stop")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default: 0)")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from typing import Literal
 
 import torch
 
 from .eager import gdn_eager
+from .layer import features, gated
 from .naive import GDNMemory, gdn_naive, scan_backward, scan_forward, zero_memory
+from .triton_gdn import gdn_triton, obstacle
 
 __all__ = [
     "GDNMemory",
     "Implementation",
+    "gated",
     "gdn",
     "gdn_eager",
+    "gdn_fused",
     "gdn_naive",
     "scan_backward",
     "scan_forward",
     "zero_memory",
 ]
 
-Implementation = Literal["auto", "eager", "naive"]
+PlainImplementation = Literal["auto", "eager", "naive"]
+Implementation = Literal["auto", "eager", "naive", "triton"]
 IMPLEMENTATIONS = {"auto": gdn_eager, "eager": gdn_eager, "naive": gdn_naive}
+
+logger = logging.getLogger(__name__)
+_reported: set[str] = set()
 
 
 def gdn(
@@ -36,7 +45,7 @@ def gdn(
     memory: GDNMemory | None = None,
     *,
     eps: float = 1e-8,
-    implementation: Implementation = "auto",
+    implementation: PlainImplementation = "auto",
 ) -> tuple[torch.Tensor, GDNMemory]:
     """Bidirectional gated delta attention of one chunk, and the memory after it.
 
@@ -48,7 +57,7 @@ def gdn(
         decay: factor on the memory per frame, 0 to 1 [B, T, h].
         memory: (kv [B, h, D, D] stored [value, key], z [B, h, D]) from the previous chunk; None is a fresh stream.
         eps: added to the denominator.
-        implementation: ``auto`` is the fastest that can run here; ``naive`` is the slow truth.
+        implementation: ``auto`` is ``eager``; ``naive`` is the slow truth.
 
     Returns:
         Output [B, T, S, h, D] and the memory after the last frame (forward scan only), both at least float32.
@@ -58,3 +67,76 @@ def gdn(
     narrowed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if narrowed else nullcontext():
         return IMPLEMENTATIONS[implementation](q, k, v, q_rot, k_rot, beta, decay, memory, eps)
+
+
+def gdn_fused(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    gate: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    beta: torch.Tensor,
+    decay: torch.Tensor,
+    memory: GDNMemory | None = None,
+    *,
+    norm_eps: float,
+    eps: float = 1e-8,
+    implementation: Implementation = "auto",
+) -> tuple[torch.Tensor, GDNMemory]:
+    """:func:`gdn` with all that stands between the projections of the attention layer and its output projection.
+
+    q and k: RMSNorm over C, ReLU, keys times (D S)^-1/2, rotation; the rule; times SiLU of the gate (``docs/model.md``).
+
+    Args:
+        q, k, v, gate: as projected [B, T, S, C]; slices of one wide tensor will do.
+        q_weight, k_weight: of the RMSNorms [C].
+        cos, sin: rotary factors of the tokens of one sample [T * S, D/2] float32.
+        beta: write strength per token, 0 to 1 [B, T, S, h].
+        decay: factor on the memory per frame, 0 to 1 [B, T, h].
+        memory: as in :func:`gdn`.
+        norm_eps, eps: added to the mean squares, and to the denominator.
+        implementation: ``auto`` is ``triton`` where it can run and no gradient is asked for, else ``eager``.
+
+    Returns:
+        Output [B, T, S, C] in the dtype of the gate, and the memory after the last frame, at least float32.
+
+    Raises:
+        ValueError: ``triton`` was asked for and cannot run here.
+    """
+    tensors = (q, k, v, gate, q_weight, k_weight, beta, decay, *(memory or ()))
+    if implementation in ("auto", "triton") and _takes_triton(tensors, beta.shape[-1], implementation == "triton"):
+        return gdn_triton(
+            q, k, v, gate, q_weight, k_weight, cos, sin, beta, decay, memory, norm_eps=norm_eps, eps=eps
+        )  # fmt: skip
+    heads = beta.shape[-1]
+    prepared = features(q, k, q_weight, k_weight, cos, sin, heads, norm_eps)
+    plain: PlainImplementation = "naive" if implementation == "naive" else "eager"
+    q, k, q_rot, k_rot = prepared
+    values = v.unflatten(-1, (heads, -1))
+    out, memory = gdn(q, k, values, q_rot, k_rot, beta, decay, memory, eps=eps, implementation=plain)
+    return gated(out.flatten(-2), gate), memory
+
+
+def _takes_triton(tensors: tuple[torch.Tensor, ...], num_heads: int, demanded: bool) -> bool:
+    """Whether the kernels take this call; where they are demanded and cannot, ValueError."""
+    q = tensors[0]
+    if not demanded and q.device.type != "cuda":
+        return False
+    reason: str | None
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        reason = "gradients are asked for, the kernels have none"
+    elif len({tensor.dtype for tensor in tensors[:3]}) > 1:
+        reason = "q, k and v differ in dtype"
+    else:
+        reason = obstacle(q, num_heads)
+    if reason is None:
+        return True
+    if demanded:
+        raise ValueError(f"kernels 'triton' cannot run: {reason}; use 'auto' or 'eager'")
+    if reason not in _reported:
+        _reported.add(reason)
+        logger.info("gated delta rule in plain PyTorch: %s", reason)
+    return False

@@ -61,10 +61,7 @@ def uses_nano(options: argparse.Namespace) -> bool:
 
 
 def print_nano() -> None:
-    from ..training.data.edits import EDITS
-
-    edits = ", ".join(name.replace("_", " ") for name in EDITS)
-    hint = f"a small model that knows these edits: {edits}; for others name weights by --model"
+    hint = f"a small model that knows these edits: {', '.join(nano.EDITS)}; for others name weights by --model"
     print(f"model: nano (built in), {hint}", flush=True)
 
 

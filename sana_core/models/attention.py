@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...kernels.gdn import Implementation, gdn
+from ...kernels.gdn import Implementation, gated, gdn_fused
 from ..config import DiTConfig
 from .embeddings import RMSNorm
 from .rope import Rotary, apply_rotary
@@ -44,12 +44,10 @@ class SelfAttention(nn.Module):
         self.proj = operations.Linear(width, width, bias=True, **factory)
 
     def project(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Normalised q and k, v, and the gate's input, each [..., C]."""
+        """q and k before their norms, v, and the gate's input, each [..., C]."""
         if self.layout == "fused":
-            q, k, v, gate = self.qkvg(u).chunk(4, -1)
-        else:
-            q, k, v, gate = self.q(u), self.k(u), self.v(u), self.output_gate(u)
-        return self.q_norm(q), self.k_norm(k), v, gate
+            return self.qkvg(u).chunk(4, -1)
+        return self.q(u), self.k(u), self.v(u), self.output_gate(u)
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         """[..., C] as [..., h, D]."""
@@ -57,7 +55,7 @@ class SelfAttention(nn.Module):
 
     def gated_output(self, out: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """Heads merged [..., C], times SiLU of the gate (formed in float32), projected."""
-        return self.proj(out.to(gate.dtype) * F.silu(gate.float()).to(gate.dtype))
+        return self.proj(gated(out, gate))
 
 
 class GDNAttention(SelfAttention):
@@ -77,17 +75,16 @@ class GDNAttention(SelfAttention):
 
     def forward(self, u: torch.Tensor, positions: Rotary, memory: Memory | None) -> tuple[torch.Tensor, Memory]:
         """u [B, T, S, C] -> ([B, T, S, C], memory after the chunk)."""
-        tokens_per_frame = u.shape[2]
         q, k, v, gate = self.project(u)
-        q, k, v = self.heads(q.relu()), self.heads(k.relu()), self.heads(v)
-        k = k * (q.shape[-1] * tokens_per_frame) ** -0.5
-        q_rot, k_rot = (apply_rotary(x.flatten(1, 2), positions).view_as(x) for x in (q, k))
         beta = self.beta_proj(u).float().sigmoid()
         rate = self.gate_proj(u.mean(2)).float()
         rate = F.softplus(rate + self.dt_bias.to(rate))
         decay = torch.exp(-self.A_log.to(rate).exp() * rate)
-        out, memory = gdn(q, k, v, q_rot, k_rot, beta, decay, memory, implementation=self.kernels)
-        return self.gated_output(out.flatten(-2), gate), memory
+        weights = self.q_norm.weight, self.k_norm.weight
+        out, memory = gdn_fused(
+            q, k, v, gate, *weights, *positions, beta, decay, memory, norm_eps=SELF_NORM_EPS, implementation=self.kernels
+        )  # fmt: skip
+        return self.proj(out), memory
 
 
 class SoftmaxAttention(SelfAttention):
@@ -96,8 +93,8 @@ class SoftmaxAttention(SelfAttention):
     def forward(self, u: torch.Tensor, positions: Rotary, memory: Memory | None) -> tuple[torch.Tensor, Memory]:
         """u [B, T, S, C] -> ([B, T, S, C], keys and values of this chunk alone)."""
         q, k, v, gate = self.project(u.flatten(1, 2))
-        q = apply_rotary(self.heads(q), positions).transpose(1, 2)
-        k = apply_rotary(self.heads(k), positions).transpose(1, 2)
+        q = apply_rotary(self.heads(self.q_norm(q)), positions).transpose(1, 2)
+        k = apply_rotary(self.heads(self.k_norm(k)), positions).transpose(1, 2)
         v = self.heads(v).transpose(1, 2)
         keys, values = (
             (k, v) if memory is None else (torch.cat([old, x], 2) for old, x in zip(memory, (k, v), strict=True))

@@ -50,9 +50,7 @@ def dit_memory(
     return rows * carried, rows * (DIT_LIVE_WIDTHS * plan.first_latents * frame + joined + turned)
 
 
-def short_memory(
-    config: DiTConfig, num_latents: int, grid: tuple[int, int], guided: bool, dtype: torch.dtype
-) -> int:
+def short_memory(config: DiTConfig, num_latents: int, grid: tuple[int, int], guided: bool, dtype: torch.dtype) -> int:
     """Peak bytes of the transformer for a clip of ``num_latents`` latent frames of ``grid`` that is denoised whole."""
     frame = grid[0] * grid[1] * config.hidden_size * dtype.itemsize
     # Every pass gives out what a stream would carry, and nobody keeps it.

@@ -328,8 +328,7 @@ class VideoReader:
     def _warn_of_shape(self, pixel: Fraction) -> None:
         logger.warning(
             "%s has pixels of %d:%d, width to height, which are taken as square: the picture comes out %s than a player "
-            'shows it. To keep its shape, convert the file first: ffmpeg -i IN -vf "scale=trunc(iw*sar/2)*2:ih,setsar=1" '
-            "OUT",
+            "shows it; --square-pixels (square_pixels=True) keeps its shape",
             self.path, pixel.numerator, pixel.denominator, "narrower" if pixel > 1 else "wider",
         )  # fmt: skip
 

@@ -13,8 +13,8 @@ from sana_streaming.sana_core.training import edit_training
 from sana_streaming.sana_core.training.config import read_edit_training
 from sana_streaming.sana_core.training.dit_init import initialize
 from sana_streaming.sana_core.training.edit_training import EditTraining, encode_clip
-from sana_streaming.sana_core.training.lora import apply_lora
 from sana_streaming.sana_core.weights.dit import load_dit, save_dit
+from sana_streaming.sana_core.weights.lora import apply_lora
 from sana_streaming.sana_core.weights.random_init import random_dit
 from sana_streaming.sana_core.weights.vae import load_vae
 

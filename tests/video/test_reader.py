@@ -175,7 +175,7 @@ def test_a_single_frame_is_a_video(tmp_path: Path, make: str) -> None:
 @pytest.mark.parametrize(
     ("pixel", "clockwise", "says"),
     [
-        (Fraction(16, 11), 0, r"16:11.* narrower .*scale=.*setsar=1"),
+        (Fraction(16, 11), 0, r"16:11.* narrower .*--square-pixels"),
         (Fraction(16, 11), 90, r"11:16.* wider "),
         (Fraction(8, 9), 0, r"8:9.* wider "),
         (Fraction(1), 0, None),
