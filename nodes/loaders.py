@@ -129,11 +129,11 @@ class SanaStreamingLoadModel(io.ComfyNode):
                 comfy_host.widget(
                     io.Combo,
                     "kernels",
-                    options=["auto", "eager", "naive"],
+                    options=["auto", "eager", "naive", "triton"],
                     default="auto",
                     advanced=True,
                     tooltip="Implementation of the gated delta rule. auto takes the fastest that runs here; naive is "
-                    "the slow reference, to compare with.",
+                    "the slow reference, to compare with; triton needs an NVIDIA GPU.",
                 ),
             ],
             hidden=[comfy_host.NODE_ID],

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from .eager import gdn_eager
-from .layer import features, gated
+from .layer import features, gated, rms_normalised, rotated
 from .naive import GDNMemory, gdn_naive, scan_backward, scan_forward, zero_memory
 from .triton_gdn import gdn_triton, obstacle
 
@@ -21,6 +21,8 @@ __all__ = [
     "gdn_eager",
     "gdn_fused",
     "gdn_naive",
+    "rms_normalised",
+    "rotated",
     "scan_backward",
     "scan_forward",
     "zero_memory",

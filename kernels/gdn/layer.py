@@ -14,10 +14,8 @@ def rms_normalised(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.T
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """``x`` [B, T, S, h, D] with adjacent channels turned, inside at least float32; cos, sin [T * S, D/2]."""
-    shape = (x.shape[1], x.shape[2], 1, -1)
+    """``x`` [..., D] with adjacent channels turned, inside at least float32; cos and sin broadcast to [..., D/2]."""
     a, b = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos.view(shape), sin.view(shape)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
 
@@ -37,6 +35,7 @@ def features(
         for x, weight in ((q, q_weight), (k, k_weight))
     )
     k = k * (k.shape[-1] * k.shape[2]) ** -0.5
+    cos, sin = (factor.view(q.shape[1], q.shape[2], 1, -1) for factor in (cos, sin))
     return q, k, rotated(q, cos, sin), rotated(k, cos, sin)
 
 

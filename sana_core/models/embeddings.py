@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...kernels.gdn import rms_normalised
+
 TIMESTEP_CHANNELS = 256
 
 
@@ -26,9 +28,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normed * self.weight.to(wide)).to(x.dtype)
+        return rms_normalised(x, self.weight, self.eps)
 
 
 def timestep_features(timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

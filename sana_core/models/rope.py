@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from ...kernels.gdn import rotated
+
 THETA = 10000.0
 
 
@@ -59,6 +61,4 @@ def advance_frames(x: torch.Tensor, num_frames: int) -> torch.Tensor:
 
 def apply_rotary(x: torch.Tensor, factors: Rotary) -> torch.Tensor:
     """``x`` [B, N, h, D] with adjacent channel pairs turned; formed in at least float32, returned in the dtype of x."""
-    a, b = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = factors.cos[:, None], factors.sin[:, None]
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
+    return rotated(x, factors.cos[:, None], factors.sin[:, None])
