@@ -14,7 +14,7 @@ from ..edit_file import FileEdit
 from ..models.causal_vae import CausalVAE
 from ..models.dit import SanaStreamingDiT
 from ..streaming.edit_stream import EditStream
-from .edit_networks import load_networks, print_nano, uses_nano
+from .edit_networks import load_networks, print_nano, random_preset, uses_nano
 from .edit_options import BIDIRECTIONAL_SHORT, check_mode, with_local_input
 from .edit_plan import Plan, make_plan
 from .edit_progress import ChunkBar, GracefulStop
@@ -41,6 +41,8 @@ def run_stream(options: argparse.Namespace) -> int:
     plan = make_plan(options)
     if uses_nano(options):
         print_nano()
+    if options.random_weights:
+        print(f"model: {random_preset(options)} of random weights, {plan.size[1]}x{plan.size[0]}", flush=True)
     model, vae, prompts, weights = load_networks(options, plan)
     with GracefulStop() as stop, ChunkBar(stop) as bar:
         stream = open_stream(plan, model, vae, prompts, bar)

@@ -61,7 +61,7 @@ def uses_nano(options: argparse.Namespace) -> bool:
 
 
 def print_nano() -> None:
-    hint = f"a small model that knows these edits: {', '.join(nano.EDITS)}; for others name weights by --model"
+    hint = f"a small model that knows these edits: {nano.EDITS}; for others name weights by --model"
     print(f"model: nano (built in), {hint}", flush=True)
 
 

@@ -100,7 +100,8 @@ def _add_frames(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--size",
         metavar="WxH|auto",
-        help="width and height in one, or auto: of the sizes trained on the one nearest to the clip's shape",
+        help="width and height in one, or auto: of the sizes trained on the one nearest to the clip's shape (nano: that shape "
+        "at the area of 256x160)",
     )
     group.add_argument("--start-frame", type=int, metavar="N", help="first source frame (default: 0)")
     group.add_argument(

@@ -56,7 +56,7 @@ def run_example(options: argparse.Namespace) -> int:
     if options.model in (None, nano.NAME) and example.mode == "long_streaming":
         print(
             f"the built-in model nano does not know the edit {example.name!r}, so expect little of it; the release's model is "
-            f"--model {example.preset} (python -m sana_streaming download {example.preset} vae text-encoder)",
+            f"--model {example.preset} (python -m sana_streaming download {example.preset} causal-vae text-encoder)",
             flush=True,
         )
     return run(arguments)

@@ -16,8 +16,10 @@ from .hub_address import path_or_address as path_or_address
 # Where a folder keeps its networks: our own layout first, then that of the release.
 VAE_FOLDERS = ("vae", "ltx2_causal_vae_0516")
 TEXT_FOLDERS = ("text_encoder",)
-# The published file that stands for a network that is nowhere named; the VAE is that of the release's configs.
-_DEFAULTS: dict[Component, str] = {"vae": "vae", "text-encoder": "text-encoder"}
+# The published files that stand for a network that is nowhere named, best first: a stream decodes three times as fast with the
+# causal VAE, and the public one, that of the release's configs, will do.
+_DEFAULTS: dict[Component, tuple[str, ...]] = {"vae": ("causal-vae", "vae"), "text-encoder": ("text-encoder",)}
+_SHORT_DEFAULTS = {**_DEFAULTS, "vae": ("vae", "causal-vae")}
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,20 @@ def locate(
 
 def _published(model: str, component: Component, download: bool) -> Path:
     """The network that belongs to ``model``, a name of a published one: from the hub's cache, or fetched."""
-    name = _DEFAULTS.get(component, model)
-    found = resolve_uri(str(BUNDLES[name][0]), component) if download else resolve_cached(*BUNDLES[name])
-    if found is None:
-        what = f"{model} is" if name == model else f"{model} needs {name}, which is"
-        raise InputError(
-            f"{what} not on this machine: run python -m sana_streaming download {' '.join((model, *_DEFAULTS.values()))}, or "
-            f"add --download, or give --{component} a path (edit --random-weights measures speed and memory without files)"
-        )
-    return found
+    short = model in DIT_PRESETS and DIT_PRESETS[model].variant == "bidirectional"
+    defaults = _SHORT_DEFAULTS if short else _DEFAULTS
+    names = defaults.get(component, (model,))
+    here = next((name for name in names if resolve_cached(*BUNDLES[name]) is not None), None)
+    if download:
+        return resolve_uri(str(BUNDLES[here or names[0]][0]), component)
+    if here is not None and (found := resolve_cached(*BUNDLES[here])) is not None:
+        return found
+    what = f"{model} is" if names[0] == model else f"{model} needs {names[0]}, which is"
+    wanted = " ".join((model, *(choices[0] for choices in defaults.values())))
+    raise InputError(
+        f"{what} not on this machine: run python -m sana_streaming download {wanted}, or add --download, or give "
+        f"--{component} a path (edit --random-weights measures speed and memory without files)"
+    )
 
 
 def _check_given(option: str, given: str | Path | None, what: str) -> None:

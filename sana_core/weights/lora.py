@@ -61,7 +61,7 @@ def parse_lora(text: str) -> LoraChoice:
     scheme = SCHEME if text.startswith(SCHEME) else ""
     file, colon, strength = text.removeprefix(scheme).rpartition(":")
     file = scheme + file
-    if not colon or Path(text).exists() or not (Path(file).exists() or parse_uri(file)):
+    if not colon or Path(text).exists() or not ((file and Path(file).exists()) or parse_uri(file)):
         file, strength = text, "1"
     if not Path(file).exists() and parse_uri(file) is None:
         raise InputError(f"--lora {text} does not exist; give FILE or FILE:STRENGTH, such as {Path(file).name}:0.8")

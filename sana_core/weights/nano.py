@@ -18,7 +18,7 @@ NAME = "nano"
 # The size that it was trained at.
 HEIGHT, WIDTH = 160, 256
 # What it learned of the edits that it was trained on; the others are in its model card.
-EDITS = ("keep", "black and white", "sepia", "night", "warm sunset", "negative", "pixel art", "plain background")
+EDITS = "keep, black and white, sepia, night, warm sunset, negative, plain background and, weakly, pixel art"
 MAX_BYTES = 16_000_000
 MANIFEST_NAME = "manifest.json"
 FOLDER = Path(__file__).parent.parent / NAME

@@ -7,11 +7,15 @@ import torch
 import training_runs
 from sana_streaming.sana_core.config import DiTConfig
 from sana_streaming.sana_core.errors import InputError
+from sana_streaming.sana_core.streaming.options import StreamOptions
+from sana_streaming.sana_core.streaming.sampler import sample_clip
 from sana_streaming.sana_core.training import edit_training, edited_clips
 from sana_streaming.sana_core.training.config import read_vae_training
+from sana_streaming.sana_core.training.edit_training import encode_clip
 from sana_streaming.sana_core.training.pairs import TrainingPair
+from sana_streaming.sana_core.training.trainer import seeded
 from sana_streaming.sana_core.training.vae_training import train_vae
-from sana_streaming.sana_core.weights.dit import save_dit
+from sana_streaming.sana_core.weights.dit import load_dit, save_dit
 from sana_streaming.sana_core.weights.random_init import random_dit
 from sana_streaming.sana_core.weights.vae import load_vae
 
@@ -78,6 +82,23 @@ def test_frames_are_those_that_the_latents_stand_for(folder):
         assert frames.equal(pixels[time : time + 17, top : top + 16, left : left + 16])
         starts.add(place)
     assert {time for time, _, _ in starts} == {0, 1, 2, 3} and len(starts) > 5
+
+
+def test_latents_are_the_edit_that_a_stream_makes_of_the_source(folder):
+    edited = open_edited(folder)
+    vae, model = load_vae(folder / "vae", dtype=torch.float32), load_dit(folder / "dit", dtype=torch.float32)
+    made = []
+    for number in range(2):
+        pair = StandInPairs(41, 32, 40, CPU).sample(0, number)
+        source = encode_clip(vae, pair.source, CPU)[None]
+        noise = torch.randn(source.shape, generator=seeded(0, number))
+        prompt = training_runs.StandInEncoder(None).encode(pair.prompt)
+        context = model.prompt_context(prompt.embeds, prompt.mask)
+        with torch.no_grad():
+            made.append(sample_clip(model, context, noise, source, StreamOptions())[0].half().float())
+    for number in range(2):
+        latents, _ = edited.clip(number, 41, None)
+        assert any(torch.allclose(latents, one, atol=2e-3) for one in made)
 
 
 def test_each_is_edited_once_also_over_two_runs(folder):

@@ -277,11 +277,11 @@ result = [str(files.model), str(files.vae), str(files.text_encoder)]
         code = self.LOCATE.format(arguments="'streaming-2b', download={}")
         message = hub.error(home, code.format(False))
         assert message.startswith("streaming-2b is not on this machine: run ")
-        assert "python -m sana_streaming download streaming-2b vae text-encoder, or add --download" in message
+        assert "python -m sana_streaming download streaming-2b causal-vae text-encoder, or add --download" in message
         assert hub.requests == []
         model, vae, text = fetched = hub.result(home, code.format(True))
         assert Path(model).read_bytes() == hub.repos[RELEASE]["dit/sana_streaming_ar.pth"]
-        assert (Path(vae).parents[2].name, Path(vae).name) == ("models--Lightricks--LTX-2", "vae")
+        assert Path(vae).name == "ltx2_causal_vae_0516" and Path(vae).parent == Path(model).parents[1]
         assert (Path(text) / "config.json").read_bytes() == hub.repos[GEMMA]["config.json"]
         asked = len(hub.requests)
         assert hub.result(home, code.format(False)) == fetched
@@ -303,7 +303,7 @@ result = [str(files.model), str(files.vae), str(files.text_encoder)]
         for address in (f"{RELEASE}/dit/sana_streaming_ar.pth", "Lightricks/LTX-2/vae/config.json"):
             hub.result(home, f"result = str(download(plan_download('hf://{address}')))")
         message = hub.error(home, self.LOCATE.format(arguments="'streaming-2b', text_encoder='.'"))
-        assert message.startswith("streaming-2b needs vae, which is not on this machine")
+        assert message.startswith("streaming-2b needs causal-vae, which is not on this machine")
 
     def test_plain_paths_ask_nobody(self, hub, home, tmp_path):
         (tmp_path / "dit.pth").write_bytes(b"x")
@@ -321,8 +321,18 @@ result = [str(files.model), str(files.vae), str(files.text_encoder)]
     def test_what_a_model_of_ones_own_lacks_is_fetched_when_told_to(self, hub, home, tmp_path):
         (tmp_path / "dit.pth").write_bytes(b"x")
         found = hub.result(home, self.LOCATE.format(arguments="'dit.pth', text_encoder='.', download=True"))
-        assert found[::2] == ["dit.pth", "."] and Path(found[1]).name == "vae"
-        assert sorted(hub.contents) == ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
+        assert found[::2] == ["dit.pth", "."] and Path(found[1]).name == "ltx2_causal_vae_0516"
+        names = ("config.json", "diffusion_pytorch_model.safetensors")
+        assert sorted(hub.contents) == [f"ltx2_causal_vae_0516/{name}" for name in names]
+
+    def test_the_public_vae_serves_short_clips_and_streams_that_have_no_causal_one(self, hub, home):
+        for name in ("streaming-2b", "vae"):
+            hub.result(home, f"result = str(download(plan_download({name!r})))")
+        asked = len(hub.requests)
+        found = hub.result(home, self.LOCATE.format(arguments="'streaming-2b', text_encoder='.'"))
+        assert Path(found[1]).parents[2].name == "models--Lightricks--LTX-2" and len(hub.requests) == asked
+        message = hub.error(home, self.LOCATE.format(arguments="'bidirectional-2b', text_encoder='.'"))
+        assert "download bidirectional-2b vae text-encoder" in message
 
 
 class TestRefusals:

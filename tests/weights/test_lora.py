@@ -81,6 +81,10 @@ class TestNames:
             parse_lora(f"{file}{ending}")
         assert f"--lora {file}{ending}" in str(error.value) and "\n" not in str(error.value)
 
+    def test_a_strength_without_a_file_is_refused_as_given(self):
+        with pytest.raises(InputError, match="--lora :0.5 does not exist"):
+            parse_lora(":0.5")
+
 
 class TestMerging:
     @pytest.mark.parametrize("layout", ["split", "fused"])
