@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from typing import Literal
 
 import torch
 
+from ..dispatch import Implementation, takes_triton
 from .eager import gdn_eager
 from .layer import features, gated, rms_normalised, rotated
 from .naive import GDNMemory, gdn_naive, scan_backward, scan_forward, zero_memory
@@ -29,11 +29,7 @@ __all__ = [
 ]
 
 PlainImplementation = Literal["auto", "eager", "naive"]
-Implementation = Literal["auto", "eager", "naive", "triton"]
 IMPLEMENTATIONS = {"auto": gdn_eager, "eager": gdn_eager, "naive": gdn_naive}
-
-logger = logging.getLogger(__name__)
-_reported: set[str] = set()
 
 
 def gdn(
@@ -109,7 +105,7 @@ def gdn_fused(
         ValueError: ``triton`` was asked for and cannot run here.
     """
     tensors = (q, k, v, gate, q_weight, k_weight, beta, decay, *(memory or ()))
-    if implementation in ("auto", "triton") and _takes_triton(tensors, beta.shape[-1], implementation == "triton"):
+    if takes_triton("gated delta rule", implementation, tensors, lambda: obstacle(q, k, v, beta.shape[-1])):
         return gdn_triton(
             q, k, v, gate, q_weight, k_weight, cos, sin, beta, decay, memory, norm_eps=norm_eps, eps=eps
         )  # fmt: skip
@@ -120,25 +116,3 @@ def gdn_fused(
     values = v.unflatten(-1, (heads, -1))
     out, memory = gdn(q, k, values, q_rot, k_rot, beta, decay, memory, eps=eps, implementation=plain)
     return gated(out.flatten(-2), gate), memory
-
-
-def _takes_triton(tensors: tuple[torch.Tensor, ...], num_heads: int, demanded: bool) -> bool:
-    """Whether the kernels take this call; where they are demanded and cannot, ValueError."""
-    q = tensors[0]
-    if not demanded and q.device.type != "cuda":
-        return False
-    reason: str | None
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        reason = "gradients are asked for, the kernels have none"
-    elif len({tensor.dtype for tensor in tensors[:3]}) > 1:
-        reason = "q, k and v differ in dtype"
-    else:
-        reason = obstacle(q, num_heads)
-    if reason is None:
-        return True
-    if demanded:
-        raise ValueError(f"kernels 'triton' cannot run: {reason}; use 'auto' or 'eager'")
-    if reason not in _reported:
-        _reported.add(reason)
-        logger.info("gated delta rule in plain PyTorch: %s", reason)
-    return False

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
+from .. import dispatch
 from . import triton_kernels as kernels
 from .naive import GDNMemory
 
 MAX_HEAD_DIM = 128
-MIN_CAPABILITY = (8, 0)
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Smallest side of a matrix product in triton.
 MIN_TILE = 16
 
@@ -44,28 +42,14 @@ INTERPRETER_TILES = Tiles(256, summary=(128, 1, 1), scan=(256, 1, 1), scan_rows=
 FLOAT_TILES = Tiles(summary=(32, 8, 1), scan=(64, 8, 1), scan_rows=16, read=(32, 8, 1))
 
 
-def interpreted() -> bool:
-    """Whether triton runs kernels on the CPU (its own variable, which it reads when a kernel is made)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def obstacle(q: torch.Tensor, num_heads: int) -> str | None:
-    """Why the kernels cannot take projected queries [B, T, S, C]; None where they can."""
+def obstacle(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> str | None:
+    """Why the kernels cannot take projected queries, keys and values [B, T, S, C]; None where they can."""
+    if not q.dtype == k.dtype == v.dtype:
+        return "q, k and v differ in dtype"
     head_dim = q.shape[-1] // num_heads
-    if not interpreted():
-        if q.device.type != "cuda" or torch.version.hip is not None:
-            return f"tensors are on {q.device.type}, the kernels need an NVIDIA GPU"
-        if torch.cuda.get_device_capability(q.device) < MIN_CAPABILITY:
-            return "the GPU is older than compute capability 8.0"
-    if q.dtype not in DTYPES:
-        return f"dtype is {q.dtype}, the kernels take bfloat16, float16 and float32"
     if head_dim > MAX_HEAD_DIM or head_dim % 2:
         return f"head dimension is {head_dim}, the kernels take even ones up to {MAX_HEAD_DIM}"
-    try:
-        kernels.jit.load()
-    except ImportError as error:
-        return f"triton cannot be imported ({error})"
-    return None
+    return dispatch.obstacle(q, kernels.jit)
 
 
 def gdn_triton(

@@ -130,6 +130,7 @@ def test_calls_that_the_kernels_refuse(monkeypatch):
             arguments = gdn_cases.inputs(gdn_cases.Case(dim, 2, 1, 1, dtype, False))
             with pytest.raises(ValueError, match=words):
                 gdn_fused(**arguments, norm_eps=1e-5, implementation="triton")
+        arguments = gdn_cases.inputs(gdn_cases.Case(16, 2, 1, 1, "float32", False))
         wide = {name: tensor.double() for name, tensor in arguments.items()}
         with pytest.raises(ValueError, match="dtype is torch.float64"):
             gdn_fused(**wide, norm_eps=1e-5, implementation="triton")
