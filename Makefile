@@ -32,7 +32,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 bench: $(READY)
-	$(BIN)/python benchmarks/speed.py --device cpu
+	$(BIN)/python benchmarks/speed.py --device cpu --replace
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/startup.py
 
@@ -53,8 +53,7 @@ nano: $(READY)
 	$(MAKE) evaluate
 
 evaluate: $(READY)
-	mkdir -p out
-	$(BIN)/python -m sana_streaming evaluate --json benchmarks/results/cpu/nano.json --sheet out/evaluation.png
+	$(BIN)/python -m sana_streaming evaluate --json benchmarks/results/cpu/nano.json --sheet docs/images/nano.jpg
 
 # Keeps the finished runs in the file; remove it to start anew. About half an hour on one core.
 crr: $(READY)

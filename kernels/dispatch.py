@@ -46,12 +46,17 @@ def takes_triton(
     implementation: Implementation,
     tensors: Iterable[torch.Tensor],
     reason: Callable[[], str | None],
+    *,
+    opaque: bool = False,
 ) -> bool:
     """Whether the kernels of ``operator`` take a call with ``tensors``, the first of which says the device.
 
     ``reason`` tells what stands in their way, None for nothing. ``auto`` takes them for CUDA tensors where they can run, and
-    says once why they cannot; ``triton`` raises ValueError then.
+    says once why they cannot; ``triton`` raises ValueError then. Inside torch.compile, which fuses plain forms itself, only
+    ``opaque`` operators do.
     """
+    if torch.compiler.is_compiling() and not opaque:
+        return False
     first, *others = tensors
     demanded = implementation == "triton"
     if not demanded and (implementation != "auto" or first.device.type != "cuda"):

@@ -9,8 +9,9 @@ import torch
 
 from ..dispatch import Implementation, takes_triton
 from .eager import gdn_eager
-from .layer import features, gated, rms_normalised, rotated
+from .layer import features, gated, strength_and_decay
 from .naive import GDNMemory, gdn_naive, scan_backward, scan_forward, zero_memory
+from .opaque import registered
 from .triton_gdn import gdn_triton, obstacle
 
 __all__ = [
@@ -21,10 +22,10 @@ __all__ = [
     "gdn_eager",
     "gdn_fused",
     "gdn_naive",
-    "rms_normalised",
-    "rotated",
+    "gdn_operator",
     "scan_backward",
     "scan_forward",
+    "strength_and_decay",
     "zero_memory",
 ]
 
@@ -76,8 +77,10 @@ def gdn_fused(
     k_weight: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    beta: torch.Tensor,
-    decay: torch.Tensor,
+    beta_logits: torch.Tensor,
+    rate_logits: torch.Tensor,
+    A_log: torch.Tensor,
+    dt_bias: torch.Tensor,
     memory: GDNMemory | None = None,
     *,
     norm_eps: float,
@@ -86,14 +89,16 @@ def gdn_fused(
 ) -> tuple[torch.Tensor, GDNMemory]:
     """:func:`gdn` with all that stands between the projections of the attention layer and its output projection.
 
-    q and k: RMSNorm over C, ReLU, keys times (D S)^-1/2, rotation; the rule; times SiLU of the gate (``docs/model.md``).
+    q and k: RMSNorm over C, ReLU, keys times (D S)^-1/2, rotation; write strength sigmoid(beta), decay
+    exp(-exp(A_log) softplus(rate + dt_bias)); the rule; times SiLU of the gate (``docs/model.md``).
 
     Args:
         q, k, v, gate: as projected [B, T, S, C]; slices of one wide tensor will do.
-        q_weight, k_weight: of the RMSNorms [C].
+        q_weight, k_weight: of the RMSNorms [C]; these, A_log and dt_bias may lie on another device.
         cos, sin: rotary factors of the tokens of one sample [T * S, D/2] float32.
-        beta: write strength per token, 0 to 1 [B, T, S, h].
-        decay: factor on the memory per frame, 0 to 1 [B, T, h].
+        beta_logits: write strength per token as projected [B, T, S, h].
+        rate_logits: rate of decay per frame as projected [B, T, h].
+        A_log, dt_bias: logarithm of the factor on the rate of each head, and the bias in its softplus [h].
         memory: as in :func:`gdn`.
         norm_eps, eps: added to the mean squares, and to the denominator.
         implementation: ``auto`` is ``triton`` where it can run and no gradient is asked for, else ``eager``.
@@ -104,15 +109,27 @@ def gdn_fused(
     Raises:
         ValueError: ``triton`` was asked for and cannot run here.
     """
-    tensors = (q, k, v, gate, q_weight, k_weight, beta, decay, *(memory or ()))
-    if takes_triton("gated delta rule", implementation, tensors, lambda: obstacle(q, k, v, beta.shape[-1])):
-        return gdn_triton(
-            q, k, v, gate, q_weight, k_weight, cos, sin, beta, decay, memory, norm_eps=norm_eps, eps=eps
-        )  # fmt: skip
-    heads = beta.shape[-1]
+    heads = beta_logits.shape[-1]
+    logits = (beta_logits, rate_logits, A_log, dt_bias)
+    tensors = (q, k, v, gate, q_weight, k_weight, *logits, *(memory or ()))
+    compiling = torch.compiler.is_compiling()
+
+    def reason() -> str | None:
+        # A compiled graph looks at what stands in the way when it runs.
+        return None if compiling else obstacle(q, k, v, heads)
+
+    if takes_triton("gated delta rule", implementation, tensors, reason, opaque=True):
+        arguments = (q, k, v, gate, q_weight, k_weight, cos, sin, *logits)
+        if compiling:
+            out, kv, z = gdn_operator(*arguments, *(memory or (None, None)), norm_eps, eps, implementation)
+            return out, (kv, z)
+        return gdn_triton(*arguments, memory, norm_eps=norm_eps, eps=eps)
     prepared = features(q, k, q_weight, k_weight, cos, sin, heads, norm_eps)
     plain: PlainImplementation = "naive" if implementation == "naive" else "eager"
-    q, k, q_rot, k_rot = prepared
-    values = v.unflatten(-1, (heads, -1))
-    out, memory = gdn(q, k, values, q_rot, k_rot, beta, decay, memory, eps=eps, implementation=plain)
+    q_plain, k_plain, q_rot, k_rot = prepared
+    values, gates = v.unflatten(-1, (heads, -1)), strength_and_decay(*logits)
+    out, memory = gdn(q_plain, k_plain, values, q_rot, k_rot, *gates, memory, eps=eps, implementation=plain)
     return gated(out.flatten(-2), gate), memory
+
+
+gdn_operator = registered(gdn_fused)

@@ -1,22 +1,11 @@
-"""What surrounds the gated delta rule in the attention layer, in plain PyTorch: norm, ReLU, rotation, output gate."""
+"""What surrounds the gated delta rule in the attention layer, in plain PyTorch: norm, ReLU, rotation, gates."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-
-def rms_normalised(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """``x / rms(x) * weight`` over the last dimension, inside float32, in the dtype of x; weight may lie elsewhere."""
-    wide = x.float()
-    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (normed * weight.to(wide)).to(x.dtype)
-
-
-def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """``x`` [..., D] with adjacent channels turned, inside at least float32; cos and sin broadcast to [..., D/2]."""
-    a, b = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
+from ..norms.eager import rms_normalised, rotated
 
 
 def features(
@@ -37,6 +26,18 @@ def features(
     k = k * (k.shape[-1] * k.shape[2]) ** -0.5
     cos, sin = (factor.view(q.shape[1], q.shape[2], 1, -1) for factor in (cos, sin))
     return q, k, rotated(q, cos, sin), rotated(k, cos, sin)
+
+
+def strength_and_decay(
+    beta_logits: torch.Tensor, rate_logits: torch.Tensor, A_log: torch.Tensor, dt_bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write strength sigmoid(beta) and decay exp(-exp(A_log) softplus(rate + dt_bias)), 0 to 1, formed in float32.
+
+    beta_logits [B, T, S, h], rate_logits [B, T, h]; A_log and dt_bias [h] may lie elsewhere.
+    """
+    rate = rate_logits.float()
+    rate = F.softplus(rate + dt_bias.to(rate))
+    return beta_logits.float().sigmoid(), torch.exp(-A_log.to(rate).exp() * rate)
 
 
 def gated(out: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import dispatch
+from ..launch import ceil_div, device_of, power_of_two
 from . import triton_kernels as kernels
 from .naive import GDNMemory
 
@@ -61,8 +61,10 @@ def gdn_triton(
     k_weight: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    beta: torch.Tensor,
-    decay: torch.Tensor,
+    beta_logits: torch.Tensor,
+    rate_logits: torch.Tensor,
+    A_log: torch.Tensor,
+    dt_bias: torch.Tensor,
     memory: GDNMemory | None = None,
     *,
     norm_eps: float,
@@ -76,22 +78,22 @@ def gdn_triton(
     """
     kernels.jit.load()
     batch, num_frames, tokens, width = q.shape
-    heads = beta.shape[-1]
+    heads = beta_logits.shape[-1]
     dim = width // heads
-    padded = max(MIN_TILE, _power_of_two(dim))
+    padded = max(MIN_TILE, power_of_two(dim))
     is_float = q.dtype == torch.float32
     tiles = _tiles(q)
     device, rows, streams = q.device, batch * num_frames * tokens, batch * heads
 
-    q_rows, k_rows, v_rows, gate_rows = (_rows(x) for x in (q, k, v, gate))
-    q_weight, k_weight = q_weight.to(device), k_weight.to(device)
-    beta, decay = beta.contiguous(), decay.contiguous()
+    q_rows, k_rows, v_rows, gate_rows, beta_rows = (_rows(x) for x in (q, k, v, gate, beta_logits))
+    q_weight, k_weight, A_log, dt_bias = (x.to(device) for x in (q_weight, k_weight, A_log, dt_bias))
+    rate_logits = rate_logits.contiguous()
     # Without a memory the kernel does not look at these pointers.
-    kv, z = (decay, decay) if memory is None else (part.to(device, torch.float32).contiguous() for part in memory)
-    share = _ceil(tokens, splits or _splits(2 * streams * num_frames, device))
-    summary_tokens = min(tiles.summary[0], max(MIN_TILE, _power_of_two(share)))
-    share = _ceil(share, summary_tokens) * summary_tokens
-    splits = _ceil(tokens, share)
+    kv, z = (cos, cos) if memory is None else (part.to(device, torch.float32).contiguous() for part in memory)
+    share = ceil_div(tokens, splits or _splits(2 * streams * num_frames, device))
+    summary_tokens = min(tiles.summary[0], max(MIN_TILE, power_of_two(share)))
+    share = ceil_div(share, summary_tokens) * summary_tokens
+    splits = ceil_div(tokens, share)
 
     def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, device=device, dtype=dtype)
@@ -106,25 +108,25 @@ def gdn_triton(
     scale = (dim * tokens) ** -0.5
     sizes = {"D": dim, "BD": padded}
 
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernels.gdn_fwd_kernel_norms[(_ceil(rows, tiles.norm_rows),)](
+    with device_of(q):
+        kernels.gdn_fwd_kernel_norms[(ceil_div(rows, tiles.norm_rows),)](
             q_rows, k_rows, inverse, q_rows.stride(0), k_rows.stride(0), rows, width, norm_eps,
             BR=tiles.norm_rows, BC=512, **_options((0, 4, 1)),
         )  # fmt: skip
         kernels.gdn_fwd_kernel_summaries[(2 * splits, num_frames, streams)](
-            k_rows, v_rows, inverse[1], k_weight, cos, sin, beta, partial, k_rows.stride(0), v_rows.stride(0),
-            num_frames, tokens, share, heads, scale,
+            k_rows, v_rows, inverse[1], k_weight, cos, sin, beta_rows, partial,
+            k_rows.stride(0), v_rows.stride(0), beta_rows.stride(0), num_frames, tokens, share, heads, scale,
             BS=summary_tokens, PRECISION="ieee", **sizes, **_options(tiles.summary),
         )  # fmt: skip
         scan_rows = min(tiles.scan_rows, padded)
         # TF32 keeps the float32 state to 11 bits in the products of the correction only; half operands would to 8.
         kernels.gdn_fwd_kernel_scan[(2 + padded // scan_rows, streams)](
-            k_rows, inverse[1], k_weight, beta, decay, partial, kv, z, new_kv, new_z, reverse, read_kv, read_z,
-            k_rows.stride(0), heads, num_frames, tokens, splits, scale,
+            k_rows, inverse[1], k_weight, beta_rows, rate_logits, A_log, dt_bias, partial, kv, z, new_kv, new_z,
+            reverse, read_kv, read_z, k_rows.stride(0), beta_rows.stride(0), heads, num_frames, tokens, splits, scale,
             HAS_MEMORY=memory is not None, BS=tiles.scan[0], BV=scan_rows,
             PRECISION="ieee" if is_float else "tf32", **sizes, **_options(tiles.scan),
         )  # fmt: skip
-        kernels.gdn_fwd_kernel_read[(_ceil(tokens, tiles.read[0]), num_frames, streams)](
+        kernels.gdn_fwd_kernel_read[(ceil_div(tokens, tiles.read[0]), num_frames, streams)](
             q_rows, gate_rows, out, inverse, q_weight, cos, sin, read_kv, read_z, q_rows.stride(0), gate_rows.stride(0), width,
             num_frames, tokens, heads, eps,
             BS=tiles.read[0], BK=min(tiles.read_channels, padded), PRECISION="ieee", **sizes, **_options(tiles.read),
@@ -158,12 +160,3 @@ def _splits(programs: int, device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return max(1, torch.cuda.get_device_properties(device).multi_processor_count // programs)
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n."""
-    return 1 << (n - 1).bit_length()

@@ -67,6 +67,21 @@ def _rotate(x, cos_ptr, sin_ptr, positions, token_ok, first, D: tl.constexpr, BS
 
 
 @jit
+def _strengths(beta_ptr, row_stride, rows, token_ok, head):
+    """Write strengths [BS] of the tokens of one head; what padding gets does not matter, its keys are zero."""
+    return tl.sigmoid(tl.load(beta_ptr + rows * row_stride + head, mask=token_ok, other=0.0).to(tl.float32))
+
+
+@jit
+def _decay(rate_ptr, A_log_ptr, dt_bias_ptr, offset, head):
+    """exp(-exp(A_log) softplus(rate + dt_bias)) of one frame and head."""
+    rate = tl.load(rate_ptr + offset).to(tl.float32) + tl.load(dt_bias_ptr + head).to(tl.float32)
+    # The larger of rate and 0 taken out, no exponential overflows.
+    softplus = tl.maximum(rate, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(rate)))
+    return tl.exp(-tl.exp(tl.load(A_log_ptr + head).to(tl.float32)) * softplus)
+
+
+@jit
 def gdn_fwd_kernel_summaries(
     k_ptr,
     v_ptr,
@@ -78,6 +93,7 @@ def gdn_fwd_kernel_summaries(
     partial_ptr,
     k_stride,
     v_stride,
+    beta_stride,
     num_frames,
     tokens_per_frame,
     tokens_per_split,
@@ -117,7 +133,7 @@ def gdn_fwd_kernel_summaries(
         rows = first_row + tokens
         keys = _features(k_ptr, k_stride, inverse_ptr, weight, rows, token_ok, channels, channel_ok)
         keys = _rotate(keys, cos_ptr, sin_ptr, frame * tokens_per_frame + tokens, token_ok, 0, D, BS, BD)
-        beta = tl.load(beta_ptr + rows * num_heads + head, mask=token_ok, other=0.0).to(tl.float32)
+        beta = _strengths(beta_ptr, beta_stride, rows, token_ok, head)
         mask = token_ok[:, None] & wants_value[None, :]
         values = tl.load(v_ptr + rows[:, None] * v_stride + channels[None, :], mask=mask, other=0.0)
         left = tl.where(is_value == 1, values, keys.to(values.dtype))
@@ -153,19 +169,21 @@ def _absorb(
     P: tl.constexpr,
 ):
     """Rows ``values`` of g M (I - G) + P for the frame at ``slot``."""
+    memory = memory * decay
     dims = tl.arange(0, BD)
     here = partial_ptr + slot * BD * BD
     gram = _sum_of_splits(here, split_stride, num_splits, dims[:, None] * BD + dims[None, :], BD, BD)
     here += num_splits * split_stride
     value_key = _sum_of_splits(here, split_stride, num_splits, values[:, None] * BD + dims[None, :], BV, BD)
-    memory = memory * decay
     return memory + value_key - tl.dot(memory, gram, input_precision=P)
 
 
 @jit
 def _scan_matrix(
     partial_ptr,
-    decay_ptr,
+    rate_ptr,
+    A_log_ptr,
+    dt_bias_ptr,
     kv_ptr,
     new_kv_ptr,
     reverse_ptr,
@@ -187,12 +205,13 @@ def _scan_matrix(
     tile_offsets = values[:, None] * BD + dims[None, :]
     split_stride = tl.num_programs(1).to(tl.int64) * num_frames * BD * BD
     first_slot = batch_head.to(tl.int64) * num_frames
-    decay_ptr += (batch_head // num_heads) * num_frames * num_heads + batch_head % num_heads
+    head = batch_head % num_heads
+    rate_ptr += (batch_head // num_heads) * num_frames * num_heads + head
 
     memory = tl.zeros([BV, BD], tl.float32)
     for i in range(1, num_frames):
         frame = num_frames - i
-        decay = tl.load(decay_ptr + frame * num_heads).to(tl.float32)
+        decay = _decay(rate_ptr, A_log_ptr, dt_bias_ptr, frame * num_heads, head)
         slot = first_slot + frame
         memory = _absorb(memory, partial_ptr, decay, slot, split_stride, num_splits, values, BV, BD, PRECISION)
         tl.store(reverse_ptr + (slot - 1) * BD * BD + tile_offsets, memory)
@@ -205,7 +224,7 @@ def _scan_matrix(
     if HAS_MEMORY:
         memory = tl.load(kv_ptr + outer, mask=outer_mask, other=0.0)
     for frame in range(num_frames):
-        decay = tl.load(decay_ptr + frame * num_heads).to(tl.float32)
+        decay = _decay(rate_ptr, A_log_ptr, dt_bias_ptr, frame * num_heads, head)
         slot = first_slot + frame
         memory = _absorb(memory, partial_ptr, decay, slot, split_stride, num_splits, values, BV, BD, PRECISION)
         place = slot * BD * BD + tile_offsets
@@ -222,11 +241,14 @@ def _scan_normaliser(
     inverse_ptr,
     weight_ptr,
     beta_ptr,
-    decay_ptr,
+    rate_ptr,
+    A_log_ptr,
+    dt_bias_ptr,
     z_ptr,
     new_z_ptr,
     read_z_ptr,
     k_stride,
+    beta_stride,
     batch_head,
     num_heads,
     num_frames,
@@ -254,14 +276,14 @@ def _scan_normaliser(
     for i in range(is_reverse, num_frames):
         frame = tl.where(is_reverse == 1, num_frames - i, i)
         first_row = (batch * num_frames + frame).to(tl.int64) * tokens_per_frame
-        z *= tl.load(decay_ptr + (batch * num_frames + frame) * num_heads + head).to(tl.float32)
+        z *= _decay(rate_ptr, A_log_ptr, dt_bias_ptr, (batch * num_frames + frame) * num_heads + head, head)
         written = tl.zeros([BS, BD], tl.float32)
         for start in range(0, tokens_per_frame, BS):
             tokens = start + tl.arange(0, BS)
             token_ok = tokens < tokens_per_frame
             rows = first_row + tokens
             keys = _features(k_ptr, k_stride, inverse_ptr, weight, rows, token_ok, channels, channel_ok) * scale
-            beta = tl.load(beta_ptr + rows * num_heads + head, mask=token_ok, other=0.0).to(tl.float32)
+            beta = _strengths(beta_ptr, beta_stride, rows, token_ok, head)
             shortfall = 1.0 - tl.sum(keys * z[None, :], 1)
             written += keys * (beta * shortfall)[:, None]
         z += tl.sum(written, 0)
@@ -276,7 +298,9 @@ def gdn_fwd_kernel_scan(
     inverse_ptr,
     weight_ptr,
     beta_ptr,
-    decay_ptr,
+    rate_ptr,
+    A_log_ptr,
+    dt_bias_ptr,
     partial_ptr,
     kv_ptr,
     z_ptr,
@@ -286,6 +310,7 @@ def gdn_fwd_kernel_scan(
     read_kv_ptr,
     read_z_ptr,
     k_stride,
+    beta_stride,
     num_heads,
     num_frames,
     tokens_per_frame,
@@ -306,12 +331,13 @@ def gdn_fwd_kernel_scan(
     batch_head = tl.program_id(1)
     if part < 2:
         _scan_normaliser(
-            k_ptr, inverse_ptr, weight_ptr, beta_ptr, decay_ptr, z_ptr, new_z_ptr, read_z_ptr, k_stride, batch_head,
-            num_heads, num_frames, tokens_per_frame, scale, part, HAS_MEMORY, D, BS, BD,
+            k_ptr, inverse_ptr, weight_ptr, beta_ptr, rate_ptr, A_log_ptr, dt_bias_ptr, z_ptr, new_z_ptr,
+            read_z_ptr, k_stride, beta_stride, batch_head, num_heads, num_frames, tokens_per_frame, scale, part,
+            HAS_MEMORY, D, BS, BD,
         )  # fmt: skip
     else:
         _scan_matrix(
-            partial_ptr, decay_ptr, kv_ptr, new_kv_ptr, reverse_ptr, read_kv_ptr, batch_head,
+            partial_ptr, rate_ptr, A_log_ptr, dt_bias_ptr, kv_ptr, new_kv_ptr, reverse_ptr, read_kv_ptr, batch_head,
             num_heads, num_frames, num_splits, part - 2, HAS_MEMORY, D, BV, BD, PRECISION,
         )  # fmt: skip
 

@@ -8,9 +8,10 @@ h heads, D head dim, L text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +22,10 @@ from ..models.embeddings import TIMESTEP_CHANNELS
 
 FLOAT32_BYTES = 4
 
+# What an operation keeps busy: matrix products with weights, other matrix products, convolutions, memory alone, or the link
+# between host and GPU.
+Kind = Literal["matmul", "attention", "convolution", "elementwise", "transfer"]
+
 
 @dataclass(frozen=True)
 class Work:
@@ -29,6 +34,21 @@ class Work:
     bytes: int
     flops: int
     calls: int = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One operation, or several like it, of a larger step."""
+
+    name: str
+    kind: Kind
+    work: Work
+
+
+def total(parts: Iterable[Part]) -> Work:
+    """All of them as one step."""
+    works = [part.work for part in parts]
+    return Work(sum(work.calls * work.bytes for work in works), sum(work.calls * work.flops for work in works))
 
 
 @dataclass(frozen=True)
@@ -115,11 +135,73 @@ def gated_residual_work(config: DiTConfig, tokens: Tokens) -> Work:
     return Work((3 * tokens.total + 1) * width * tokens.item, 2 * tokens.total * width)
 
 
-def vae_norm_work(channels: int, frames: int, rows: int, columns: int, history: int, item: int) -> Work:
-    """Bytes: the frames and the history in, all of them out with a border of one pixel. FLOPs: 8 per value normed."""
+def vae_norm_work(
+    channels: int, frames: int, rows: int, columns: int, history: int, item: int, border: int = 1
+) -> Work:
+    """Bytes: the frames and the history in, all of them out with a border of pixels around. FLOPs: 8 per value normed."""
     read = channels * (frames + history) * rows * columns
-    written = channels * (frames + history) * (rows + 2) * (columns + 2)
+    written = channels * (frames + history) * (rows + 2 * border) * (columns + 2 * border)
     return Work((read + written) * item, 8 * channels * frames * rows * columns)
+
+
+def block_parts(
+    config: DiTConfig, tokens: Tokens, *, softmax: bool, cached_frames: int, text_tokens: int
+) -> tuple[Part, ...]:
+    """The operations of one block in their order; FLOPs of elementwise ones, which memory bounds, are not counted but for
+    the depthwise convolution."""
+    width, inner, count, item = config.hidden_size, config.mlp_width, tokens.total, tokens.item
+
+    def linear(name: str, rows: int, columns: int, streams: int = 0) -> Part:
+        """A product of N x rows with rows x columns; ``streams`` N C more are read or written at its end."""
+        values = rows * columns + count * (rows + columns + streams * width)
+        return Part(name, "matmul", Work(values * item, 2 * count * rows * columns))
+
+    def elementwise(name: str, values: int, flops: int = 0) -> Part:
+        return Part(name, "elementwise", Work(values * item, flops))
+
+    attention = softmax_parts if softmax else gdn_parts
+    cross = Work((2 * count + 2 * text_tokens) * width * item, 4 * count * text_tokens * width)
+    temporal = 3 * width * width + (3 * count + 2 * tokens.per_frame) * width
+    return (
+        elementwise("norm, scale, shift", 2 * count * width),
+        linear("q, k, v, gate", width, 4 * width),
+        *attention(config, tokens, cached_frames),
+        linear("attention output, residual", width, width, streams=1),
+        linear("cross-attention q", width, width),
+        Part("cross-attention", "attention", cross),
+        linear("cross-attention output, residual", width, width, streams=1),
+        elementwise("norm, scale, shift", 2 * count * width),
+        linear("MixFFN in, SiLU", width, 2 * inner),
+        elementwise("MixFFN depthwise, gate", 20 * inner + 3 * count * inner, 36 * count * inner),
+        linear("MixFFN out", inner, width),
+        Part("MixFFN temporal, residual", "matmul", Work(temporal * item, 6 * count * width * width)),
+    )
+
+
+def gdn_parts(config: DiTConfig, tokens: Tokens, cached_frames: int = 0) -> tuple[Part, ...]:
+    """The gated delta rule from the projections to the output projection, as :func:`gdn_work` counts it, in three steps.
+
+    Bytes: N C for each of k and v; the memory in and out; q, gate and output. Norms, ReLU and turns are free.
+    """
+    heads, dim, count = config.num_heads, config.head_dim, tokens.total
+    stream = count * config.hidden_size * tokens.item
+    absorbed = 2 * tokens.frames - 1
+    gates = Work(2 * config.hidden_size * heads * tokens.item, 2 * count * config.hidden_size * heads)
+    memory = 2 * heads * (dim * dim + dim) * FLOAT32_BYTES
+    scan = absorbed * heads * (2 * dim**3 + 4 * dim * tokens.per_frame)
+    return (
+        Part("GDN strengths, decays", "matmul", gates),
+        Part("GDN summaries", "attention", Work(2 * stream, 4 * dim * dim * heads * count)),
+        Part("GDN scan", "attention", Work(memory, scan)),
+        Part("GDN read, gate", "attention", Work(3 * stream, (2 * dim * dim + 2 * dim) * heads * count)),
+    )
+
+
+def softmax_parts(config: DiTConfig, tokens: Tokens, cached_frames: int) -> tuple[Part, ...]:
+    """Softmax attention from the projections to the output projection, q, k, v and gate in, output out, cached keys in."""
+    width, count, cached = config.hidden_size, tokens.total, cached_frames * tokens.per_frame
+    work = Work((5 * count + 2 * cached) * width * tokens.item, 4 * count * (cached + count) * width)
+    return (Part("softmax attention", "attention", work),)
 
 
 def block_work(config: DiTConfig, tokens: Tokens, *, softmax: bool, cached_frames: int, text_tokens: int) -> Work:
@@ -131,21 +213,43 @@ def block_work(config: DiTConfig, tokens: Tokens, *, softmax: bool, cached_frame
     Bytes: weights once; N (29 C + 6 I), every producer writing and every consumer reading once with elementwise work
     fused into its neighbours; carried frame in and out; 2 L C; 2 cached C, or the GDN memory in and out.
     """
-    width, inner, count = config.hidden_size, config.mlp_width, tokens.total
-    dense = 10 * width * width + 3 * width * inner
-    flops = count * (2 * dense + 36 * inner + 4 * text_tokens * width)
-    values = dense + 20 * inner + count * (29 * width + 6 * inner)
-    values += 2 * tokens.per_frame * width + 2 * text_tokens * width
-    extra_bytes = 0
-    if softmax:
-        cached = cached_frames * tokens.per_frame
-        flops += 4 * count * (cached + count) * width
-        values += 2 * cached * width
-    else:
-        flops += gdn_work(config, tokens).flops + 2 * count * width * config.num_heads
-        values += 2 * width * config.num_heads
-        extra_bytes = 2 * config.num_heads * (config.head_dim**2 + config.head_dim) * FLOAT32_BYTES
-    return Work(values * tokens.item + extra_bytes, flops)
+    return total(block_parts(config, tokens, softmax=softmax, cached_frames=cached_frames, text_tokens=text_tokens))
+
+
+def pass_parts(config: DiTConfig, tokens: Tokens, *, cached_frames: int, text_tokens: int) -> tuple[Part, ...]:
+    """The operations of a pass; those that are alike in all blocks are one part with as many calls."""
+    width, count, item = config.hidden_size, tokens.total, tokens.item
+    channels = config.in_channels + config.source_channels
+    time = TIMESTEP_CHANNELS * width + 7 * width * width
+    blocks = chain.from_iterable(
+        block_parts(
+            config, tokens, softmax=config.is_softmax(index), cached_frames=cached_frames, text_tokens=text_tokens
+        )
+        for index in range(config.depth)
+    )
+
+    def linear(name: str, rows: int, columns: int) -> Part:
+        return Part(
+            name, "matmul", Work((rows * columns + count * (rows + columns)) * item, 2 * count * rows * columns)
+        )
+
+    return merged(
+        [
+            linear("latents in", channels, width),
+            Part("timestep", "matmul", Work(time * item, 2 * time)),
+            *blocks,
+            linear("velocity out", width, config.in_channels),
+        ]
+    )
+
+
+def merged(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Equal parts as one with the sum of their calls, in the order of the first of each."""
+    calls: dict[tuple[str, Kind, int, int], int] = {}
+    for part in parts:
+        key = (part.name, part.kind, part.work.bytes, part.work.flops)
+        calls[key] = calls.get(key, 0) + part.work.calls
+    return tuple(Part(name, kind, Work(size, flops, number)) for (name, kind, size, flops), number in calls.items())
 
 
 def pass_work(config: DiTConfig, tokens: Tokens, *, cached_frames: int, text_tokens: int) -> Work:
@@ -153,17 +257,7 @@ def pass_work(config: DiTConfig, tokens: Tokens, *, cached_frames: int, text_tok
 
     Bytes: their weights, latents in and out, N C out of the first layer and into the last.
     """
-    width, count = config.hidden_size, tokens.total
-    channels = config.in_channels + config.source_channels + config.in_channels
-    around = channels * width
-    time = TIMESTEP_CHANNELS * width + 7 * width * width
-    total_bytes = (around + time + count * (channels + 2 * width)) * tokens.item
-    flops = 2 * (count * around + time)
-    for index in range(config.depth):
-        softmax = config.is_softmax(index)
-        block = block_work(config, tokens, softmax=softmax, cached_frames=cached_frames, text_tokens=text_tokens)
-        total_bytes, flops = total_bytes + block.bytes, flops + block.flops
-    return Work(total_bytes, flops)
+    return total(pass_parts(config, tokens, cached_frames=cached_frames, text_tokens=text_tokens))
 
 
 def vae_work(config: VAEConfig, height: int, width: int, num_latents: int, dtype: torch.dtype) -> tuple[Work, Work]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import tempfile
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -14,6 +17,7 @@ from ..edit_file import FileEdit, FileJob, FileReport
 from ..models.dit import SanaStreamingDiT
 from ..streaming.chunks import ChunkPlan
 from ..streaming.edit_stream import EditedChunk, EditStream
+from ..streaming.passes import GraphedPasses
 from ..video.demo_clip import demo_frames
 from ..video.reader import PictureFrames
 from ..weights.random_init import RandomPrompts
@@ -26,54 +30,108 @@ from .sizes import Bench, Size
 WARM_CHUNKS = 3
 TIMED_CHUNKS = {"cuda": 8, "cpu": 4}
 FRAME_RATE = Fraction(24)
+# Stages that are the device's; the sum of their times is that of a stream in which nothing runs beside anything.
+DEVICE_STAGES = ("geometry", "encode", "denoise", "decode")
+# Ways to launch the same work, on a GPU, with the implementations that are chosen there.
+LAUNCHES = {
+    "overlap": {"overlap": True, "graphs": False},
+    "graph": {"overlap": False, "graphs": True},
+    "overlap_graph": {"overlap": True, "graphs": True},
+}
 
 
 def end_to_end_case(bench: Bench, size: Size) -> Case:
     """A live stream of pictures in memory, written to a video file; seconds between chunks in the steady state."""
-    step = pixel_frames(size)
-    chunks = WARM_CHUNKS + TIMED_CHUNKS[bench.device.type]
+    step, on_gpu = pixel_frames(size), bench.device.type == "cuda"
+    # The last chunk of a stream that overlaps has nothing beside it, and is not timed.
+    chunks = WARM_CHUNKS + TIMED_CHUNKS[bench.device.type] + on_gpu
     first = torch.stack(list(demo_frames(step, size.height, size.width, bench.seed)))
     total = ChunkPlan(None, size.vae.temporal_factor).pixel_frames(0) + (chunks - 1) * step
     pictures = torch.cat([first, first.flip(0)]).repeat(-(-total // (2 * step)), 1, 1, 1)[:total]
-    variants, skipped = model_variants(bench, size, partial(measure, bench, size, pictures))
+    run = partial(measure, bench, size, pictures)
+    variants, skipped = model_variants(bench, size, run)
+    for name, how in LAUNCHES.items():
+        if on_gpu:
+            variants[name] = Variant(partial(_measure_with, run, bench.model(size), **how))
+        else:
+            skipped[name] = "one lane only on the CPU: nothing runs beside"
     variants = {name: Variant(variant.run, samples=True) for name, variant in variants.items()}
     encode, decode = vae_work(bench, size)
     return Case(variants, (encode, chunk_work(bench, size), decode), skipped, frames=step)
 
 
-def measure(bench: Bench, size: Size, pictures: torch.Tensor, model: SanaStreamingDiT) -> Samples:
+def _measure_with(run: Callable[..., Samples], model: SanaStreamingDiT, *, overlap: bool, graphs: bool) -> Samples:
+    model.use_kernels("auto")
+    return run(model, overlap=overlap, graphs=graphs)
+
+
+def measure(
+    bench: Bench,
+    size: Size,
+    pictures: torch.Tensor,
+    model: SanaStreamingDiT,
+    *,
+    overlap: bool = False,
+    graphs: bool = False,
+) -> Samples:
     """Edits ``pictures`` uint8 [F, H, W, 3] once."""
-    config = model.config
+    config, vae = model.config, bench.vae(size)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
+    vae.use_graphs(graphs)
     stream = EditStream(
         model,
-        bench.vae(size),
+        vae,
         RandomPrompts(config.caption_channels, config.max_text_tokens, config.max_text_tokens),
         prompt="turn it into a watercolour",
         height=size.height,
         width=size.width,
+        overlap=overlap,
+        passes=GraphedPasses(model) if graphs else None,
     )
+    try:
+        return _timed(stream, pictures, TIMED_CHUNKS[bench.device.type])
+    finally:
+        vae.use_graphs(False)
+
+
+def _timed(stream: EditStream, pictures: torch.Tensor, chunks: int) -> Samples:
+    """Seconds between chunks in the file, of ``chunks`` of them after those that warm up."""
     walls: list[float] = []
-    stages: list[dict[str, float]] = []
+    before: list[dict[str, float]] = []
+    calls: list[dict[str, int]] = []
 
     def on_chunk(chunk: EditedChunk, report: FileReport) -> None:
         walls.append(report.wall_seconds)
-        stages.append({**stream.seconds, **report.seconds})
+        if len(walls) == WARM_CHUNKS:
+            # Makes the host wait, here alone, and the first timed chunk no shorter.
+            before.append({**report.seconds, **stream.seconds})
+            calls.append(stream.calls)
 
     with tempfile.TemporaryDirectory() as folder:
         job = FileJob(PictureFrames(pictures, FRAME_RATE), Path(folder) / "out.mp4")
         report = FileEdit(stream, job, on_chunk).run()
-    timed = walls[WARM_CHUNKS:]
-    seconds = [after - before for before, after in zip(walls[WARM_CHUNKS - 1 :], timed, strict=False)]
-    return Samples(seconds, _details(report, stages, len(timed)))
+    seconds = [after - previous for previous, after in itertools.pairwise(walls[WARM_CHUNKS - 1 :])][:chunks]
+    later = {stage: stream.calls[stage] - count for stage, count in calls[0].items()}
+    spent = {stage: report.seconds[stage] - before[0].get(stage, 0.0) for stage in report.seconds}
+    written = len(walls) - WARM_CHUNKS
+    stages = {stage: value / _chunks(stage, later, written) for stage, value in spent.items()}
+    return Samples(seconds, _details(report, stages, statistics.median(seconds)))
 
 
-def _details(report: FileReport, stages: list[dict[str, float]], chunks: int) -> dict[str, Any]:
-    """Seconds of each stage per timed chunk, the time to the first, and peak memory in bytes."""
-    start, end = stages[WARM_CHUNKS - 1], stages[-1]
+def _chunks(stage: str, calls: dict[str, int], written: int) -> float:
+    """Of how many chunks a stage's time is: with overlap other stages are ahead of the file."""
+    return calls[stage] if stage in ("encode", "denoise", "decode") else written
+
+
+def _details(report: FileReport, stages: dict[str, float], wall: float) -> dict[str, Any]:
+    """Seconds of each stage per timed chunk, the wall time of one and its share of them, the time to the first, peak memory."""
+    device = sum(stages.get(stage, 0.0) for stage in DEVICE_STAGES)
     return {
-        "stage_seconds_per_chunk": {stage: (end[stage] - start.get(stage, 0.0)) / chunks for stage in end},
+        "stage_seconds_per_chunk": stages,
+        "wall_seconds_per_chunk": wall,
+        "device_seconds_per_chunk": device,
+        "wall_over_device": wall / device,
         "first_chunk_seconds": report.first_chunk_seconds,
         "peak_memory": report.peak_memory,
     }

@@ -14,13 +14,15 @@ from ..models.dit import BlockState, PromptContext, SanaStreamingDiT
 from ..streaming.chunks import CHUNK_LATENTS, LIVE_FIRST_LATENTS, ChunkPlan
 from ..streaming.dit_state import DiTState
 from ..streaming.options import StreamOptions
+from ..streaming.passes import GraphedPasses, Passes
 from ..streaming.sampler import commit_chunk, sample_chunk
 from . import counts
-from .operators import fast_gdn_implementations, gdn_memory
+from .operators import fast_implementations, gdn_memory
 from .registry import COMPILED, ON_GPU_ONLY, RELEASED, Case, Row, Variant, compiled
 from .released import released_model, shared_copy
 from .sizes import CACHED_FRAMES, Bench, Size
 
+GRAPH = "graph"
 BLOCKS, NANO = ("256x448",), ("160x256",)
 Call = Callable[[SanaStreamingDiT], object]
 
@@ -52,28 +54,28 @@ def latents(bench: Bench, size: Size, channels: int, frames: int = CHUNK_LATENTS
 
 
 def model_variants(bench: Bench, size: Size, call: Call) -> tuple[dict[str, Variant], dict[str, str]]:
-    """``call`` of the size's network with every fast implementation of the gated delta rule, of the released form, and of
-    the network with compiled blocks; and why some are left out."""
+    """``call`` of the size's network with every fast implementation of its operators, of the released form, and of the network
+    with compiled blocks; and why some are left out."""
     model = bench.model(size)
     variants = {RELEASED: Variant(partial(call, released_model(model)))}
-    for name in fast_gdn_implementations():
-        variants[name] = Variant(partial(_call_with, model, name, call))
+    for name in fast_implementations():
+        variants[name] = Variant(partial(call, _with_kernels(model, name)))
     if not bench.compiles:
         return variants, {COMPILED: ON_GPU_ONLY}
     return {**variants, COMPILED: Variant(partial(call, compiled_blocks(model)))}, {}
 
 
-def _call_with(model: SanaStreamingDiT, implementation: Implementation, call: Call) -> object:
-    model.use_kernels(implementation)
-    return call(model)
+def _with_kernels(model: SanaStreamingDiT, implementation: Implementation) -> SanaStreamingDiT:
+    """Another network on the same weights with that implementation of every operator."""
+    copy = shared_copy(model)
+    copy.use_kernels(implementation)
+    return copy
 
 
 def compiled_blocks(model: SanaStreamingDiT) -> SanaStreamingDiT:
     """The network with each block under torch.compile, eager operators inside, on the same weights."""
-    copy = shared_copy(model)
-    copy.use_kernels("eager")
-    for index, block in enumerate(copy.blocks):
-        copy.blocks[index] = torch.compile(block)  # type: ignore[assignment]
+    copy = _with_kernels(model, "eager")
+    copy.compile_blocks()
     return copy
 
 
@@ -92,8 +94,8 @@ def block_case(bench: Bench, size: Size, *, softmax: bool) -> Case:
 
     variants, skipped = model_variants(bench, size, call)
     if softmax:
-        # No gated delta rule in it: only the eager form and the compiled one differ.
-        variants = {name: variant for name, variant in variants.items() if name in ("eager", COMPILED)}
+        # No gated delta rule in it: the released form is the eager one.
+        del variants[RELEASED]
     text = config.max_text_tokens
     work = counts.block_work(config, tokens, softmax=softmax, cached_frames=CACHED_FRAMES, text_tokens=text)
     return Case(variants, (work,), skipped)
@@ -104,32 +106,47 @@ def pass_case(bench: Bench, size: Size) -> Case:
     config = size.dit
     noisy, source = (latents(bench, size, channels) for channels in (config.in_channels, config.source_channels))
     positions = bench.model(size).positions(CACHED_FRAMES, CHUNK_LATENTS, *size.grid, bench.device)
-    context, state = prompt(bench, config), states(bench, size, CACHED_FRAMES)
-    timestep = torch.full((1,), 893.0, device=bench.device)
+    context, state = prompt(bench, config), stream_state(bench, size).read()
 
-    def call(model: SanaStreamingDiT) -> object:
-        return model(noisy, timestep, source, context, state, positions)
+    def call(model: SanaStreamingDiT, passes: Passes | None = None) -> object:
+        return (passes or Passes(model))(noisy, 893.0, source, context, state, positions)
 
-    variants, skipped = model_variants(bench, size, call)
+    variants, skipped = _with_graph(bench, size, call)
     return Case(variants, (_pass_work(bench, size),), skipped)
+
+
+def stream_state(bench: Bench, size: Size) -> DiTState:
+    """The transformer's memory of a live stream whose window has just become full."""
+    state = DiTState.for_plan(ChunkPlan(None), StreamOptions())
+    for frames in (LIVE_FIRST_LATENTS, CHUNK_LATENTS):
+        state.write(states(bench, size, frames), frames)
+    return state
 
 
 def chunk_case(bench: Bench, size: Size) -> Case:
     """Four denoising passes, the pass at t = 0, and writing its state."""
     config, options = size.dit, StreamOptions()
     noise, source = (latents(bench, size, channels) for channels in (config.in_channels, config.source_channels))
-    context = prompt(bench, config)
-    state = DiTState.for_plan(ChunkPlan(None), options)
-    for frames in (LIVE_FIRST_LATENTS, CHUNK_LATENTS):
-        state.write(states(bench, size, frames), frames)
+    context, state = prompt(bench, config), stream_state(bench, size)
 
-    def call(model: SanaStreamingDiT) -> object:
-        edited, written = sample_chunk(model, state, context, noise, source, options, carry=True)
+    def call(model: SanaStreamingDiT, passes: Passes | None = None) -> object:
+        edited, written = sample_chunk(model, state, context, noise, source, options, carry=True, passes=passes)
         commit_chunk(state, written, CHUNK_LATENTS, last=False)
         return edited
 
-    variants, skipped = model_variants(bench, size, call)
+    variants, skipped = _with_graph(bench, size, call)
     return Case(variants, (chunk_work(bench, size),), skipped, frames=pixel_frames(size))
+
+
+def _with_graph(
+    bench: Bench, size: Size, call: Callable[[SanaStreamingDiT, Passes | None], object]
+) -> tuple[dict[str, Variant], dict[str, str]]:
+    """As :func:`model_variants`, and ``call`` with the fused kernels and the passes as CUDA graphs."""
+    variants, skipped = model_variants(bench, size, lambda model: call(model, None))
+    if not bench.compiles:
+        return variants, {**skipped, GRAPH: "runs on a GPU only"}
+    model = _with_kernels(bench.model(size), "triton")
+    return {**variants, GRAPH: Variant(partial(call, model, GraphedPasses(model)))}, skipped
 
 
 def _pass_work(bench: Bench, size: Size) -> counts.Work:
@@ -153,7 +170,7 @@ def vae_encode_case(bench: Bench, size: Size) -> Case:
     vae, frames = bench.vae(size), pixel_frames(size)
     video = bench.random(1, 3, frames, size.height, size.width, scale=0.3)
     _, state = vae.encode(video[:, :, :1])
-    return _vae_case(bench, size, vae.encode, (video, state), vae_work(bench, size)[0])
+    return _vae_case(bench, size, CausalVAE.encode, (video, state), vae_work(bench, size)[0])
 
 
 def vae_decode_case(bench: Bench, size: Size) -> Case:
@@ -161,7 +178,7 @@ def vae_decode_case(bench: Bench, size: Size) -> Case:
     vae: CausalVAE = bench.vae(size)
     z = latents(bench, size, size.vae.latent_channels)
     _, state = vae.decode(z[:, :, :1])
-    return _vae_case(bench, size, vae.decode, (z, state), vae_work(bench, size)[1])
+    return _vae_case(bench, size, CausalVAE.decode, (z, state), vae_work(bench, size)[1])
 
 
 def vae_work(bench: Bench, size: Size) -> tuple[counts.Work, counts.Work]:
@@ -172,13 +189,31 @@ def vae_work(bench: Bench, size: Size) -> tuple[counts.Work, counts.Work]:
 def _vae_case(
     bench: Bench, size: Size, call: Callable[..., object], arguments: tuple[object, ...], work: counts.Work
 ) -> Case:
-    variants = {"eager": Variant(partial(call, *arguments))}
+    """``call`` in plain PyTorch; on a GPU with the fused kernel, with that as a CUDA graph, and compiled."""
+    eager = _vae_with(bench, size, "eager")
+    variants = {"eager": Variant(partial(call, eager, *arguments))}
     skipped = {}
+    if bench.device.type == "cuda":
+        fused, graphed = (_vae_with(bench, size, "triton") for _ in range(2))
+        graphed.use_graphs(num_latents=CHUNK_LATENTS)
+        variants["triton"] = Variant(partial(call, fused, *arguments))
+        variants[GRAPH] = Variant(partial(call, graphed, *arguments))
+    else:
+        skipped = dict.fromkeys(("triton", GRAPH), "runs on a GPU only")
     if bench.compiles:
-        variants[COMPILED] = compiled(call, *arguments)
+        variants[COMPILED] = compiled(call, eager, *arguments)
     else:
         skipped[COMPILED] = ON_GPU_ONLY
     return Case(variants, (work,), skipped, frames=pixel_frames(size))
+
+
+def _vae_with(bench: Bench, size: Size, implementation: Implementation) -> CausalVAE:
+    """The size's VAE on the same weights, with one implementation of what stands in front of its convolutions."""
+    vae = bench.vae(size).arrange()
+    copy = CausalVAE(vae.config, device="meta", dtype=vae.dtype)
+    copy.load_state_dict(vae.state_dict(), assign=True)
+    copy.requires_grad_(False).use_kernels(implementation)
+    return copy
 
 
 _BLOCK, _PASS, _VAE = (counts.formula(count) for count in (counts.block_work, counts.pass_work, counts.vae_work))

@@ -12,19 +12,19 @@ from importlib import import_module
 from typing import Any, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 
 from ...kernels.gdn import IMPLEMENTATIONS as GDN_IMPLEMENTATIONS
 from ...kernels.gdn import GDNMemory, Implementation, gated, gdn_eager, gdn_fused
+from ...kernels.mix_ffn import glu_depthwise
+from ...kernels.norms import gated_residual, norm_modulate, rms_norm_rotary
+from ...kernels.vae_norm import norm_silu_pad
 from ..config import DiTConfig
 from ..models.attention import SELF_NORM_EPS
-from ..models.dit import modulate
+from ..models.dit import LAYER_NORM_EPS
 from ..models.embeddings import RMSNorm
-from ..models.mix_ffn import DepthConv
 from ..models.rope import Rotary, apply_rotary, rotary
-from ..models.vae_layers import CONTEXT_FRAMES, rms_norm
+from ..models.vae_layers import CONTEXT_FRAMES
 from ..streaming.chunks import CHUNK_LATENTS
-from ..weights.random_init import randomize
 from . import counts
 from .registry import COMPILED, FLA, NAIVE, ON_GPU_ONLY, RELEASED, Case, Row, Variant, compiled
 from .released import gdn_fused_released, gdn_released
@@ -37,12 +37,6 @@ SMALL = ("256x448",)
 VAE_CHANNELS, VAE_STRIDE, VAE_FRAMES = 128, 4, 24
 
 
-def mix_ffn_middle(hidden: torch.Tensor, conv: DepthConv, grid: tuple[int, int]) -> torch.Tensor:
-    """Between the two point-wise layers: [B, T, S, 2I] -> [B, T, S, I]."""
-    value, gate = conv(F.silu(hidden), grid).chunk(2, -1)
-    return value * F.silu(gate)
-
-
 def qk_norm_relu_rope(
     q: torch.Tensor, k: torch.Tensor, norms: tuple[RMSNorm, RMSNorm], heads: int, positions: Rotary
 ) -> tuple[torch.Tensor, ...]:
@@ -52,23 +46,46 @@ def qk_norm_relu_rope(
     return q, k, *(apply_rotary(x.flatten(1, 2), positions).view_as(x) for x in (q, k))
 
 
-def gated_residual(x: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-    """The residual stream with a branch merged in."""
-    return x + gate * branch
+def qk_norm_rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor],
+    heads: int,
+    positions: Rotary,
+    keys: torch.Tensor,
+    *,
+    implementation: Implementation,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, N, C] each -> both normed and rotated [B, N, h, D]; k is written to ``keys``, its span of a buffer."""
+    (q_weight, k_weight), fixed = weights, (*positions, heads, SELF_NORM_EPS, implementation)
+    return rms_norm_rotary(q, q_weight, *fixed), rms_norm_rotary(k, k_weight, *fixed, out=keys)
 
 
-def vae_norm_silu_pad(x: torch.Tensor, history: torch.Tensor) -> torch.Tensor:
-    """What a decoder convolution sees: [B, C, T, H, W] normed, behind its history, with a reflected border."""
-    return F.pad(torch.cat([history, F.silu(rms_norm(x))], 2), (1, 1, 1, 1, 0, 0), mode="reflect")
+def plain_and_fused(operator: Operator, **options: object) -> dict[str, Callable[[], Operator]]:
+    """Loaders of the implementations that the dispatch of ``operator`` knows."""
+
+    def load(name: Implementation) -> Operator:
+        def call(*arguments: object) -> object:
+            return operator(*arguments, **options, implementation=name)
+
+        return call
+
+    return {name: partial(load, name) for name in fast_implementations()}
+
+
+def fast_implementations() -> list[Implementation]:
+    """Names that a dispatch takes, without the one that leaves the choice to it and the one that is only a truth."""
+    return [name for name in get_args(Implementation) if name not in ("auto", NAIVE)]
 
 
 IMPLEMENTATIONS: dict[str, dict[str, Callable[[], Operator]]] = {
-    "mix_ffn_middle": {"eager": lambda: mix_ffn_middle},
-    "norm_modulate": {"eager": lambda: modulate},
+    "mix_ffn_middle": plain_and_fused(glu_depthwise),
+    "norm_modulate": plain_and_fused(norm_modulate, eps=LAYER_NORM_EPS),
     "qk_norm_relu_rope": {"eager": lambda: qk_norm_relu_rope},
+    "qk_norm_rope": plain_and_fused(qk_norm_rope),
     "output_gate": {"eager": lambda: gated},
-    "gated_residual": {"eager": lambda: gated_residual},
-    "vae_norm_silu_pad": {"eager": lambda: vae_norm_silu_pad},
+    "gated_residual": plain_and_fused(gated_residual),
+    "vae_norm_silu_pad": plain_and_fused(norm_silu_pad, reflect=True),
 }
 
 
@@ -131,29 +148,27 @@ def gdn_case(bench: Bench, size: Size) -> Case:
 
 def gdn_fused_case(bench: Bench, size: Size) -> Case:
     """Between the projections and the output projection of a GDN block: all implementations of the dispatch but naive."""
-    config, rule = size.dit, gdn_inputs(bench, size)
-    tokens = size.tokens(bench.dtype)
+    config, tokens = size.dit, size.tokens(bench.dtype)
     # As the fused projection gives them: slices of one wide tensor.
     projected = bench.random(1, tokens.frames, tokens.per_frame, 4 * config.hidden_size).chunk(4, -1)
     norm_weight = 1 + bench.random(config.hidden_size, scale=0.25)
     positions = rotary(CACHED_FRAMES, CHUNK_LATENTS, *size.grid, config.head_dim, bench.device)
-    arguments: tuple[Any, ...] = (*projected, norm_weight, norm_weight, *positions, *rule[-3:])
+    heads = config.num_heads
+    logits = bench.random(1, tokens.frames, tokens.per_frame, heads), bench.random(1, tokens.frames, heads)
+    rates = bench.random(heads, scale=0.4), bench.random(heads, scale=0.4)
+    memory = gdn_memory(bench, config)
+    arguments: tuple[Any, ...] = (*projected, norm_weight, norm_weight, *positions, *logits, *rates, memory)
 
     def eager(*inputs: Any) -> object:
         return gdn_fused(*inputs, norm_eps=SELF_NORM_EPS, implementation="eager")
 
     variants = {RELEASED: Variant(partial(gdn_fused_released, *arguments, norm_eps=SELF_NORM_EPS))}
-    for name in fast_gdn_implementations():
+    for name in fast_implementations():
         variants[name] = Variant(partial(gdn_fused, *arguments, norm_eps=SELF_NORM_EPS, implementation=name))
     work = (counts.gdn_fused_work(config, tokens),)
     if not bench.compiles:
         return Case(variants, work, {COMPILED: ON_GPU_ONLY})
     return Case({**variants, COMPILED: compiled(eager, *arguments)}, work)
-
-
-def fast_gdn_implementations() -> list[Implementation]:
-    """Names that the dispatch takes, without the one that leaves the choice to it and the one that is only a truth."""
-    return [name for name in get_args(Implementation) if name not in ("auto", NAIVE)]
 
 
 def fla_variant(inputs: GDNInputs) -> Variant:
@@ -174,11 +189,9 @@ def fla_variant(inputs: GDNInputs) -> Variant:
 def mix_ffn_middle_case(bench: Bench, size: Size) -> Case:
     tokens, width = size.tokens(bench.dtype), 2 * size.dit.mlp_width
     hidden = bench.random(1, tokens.frames, tokens.per_frame, width)
-    conv = DepthConv(width, torch.nn, device=bench.device, dtype=bench.dtype)
-    conv.requires_grad_(False)
-    randomize(conv, bench.seed)
+    weight, bias = bench.random(width, 1, 3, 3, scale=0.35), bench.random(width, scale=0.1)
     work = counts.mix_ffn_middle_work(size.dit, tokens)
-    return operator_case(bench, "mix_ffn_middle", (hidden, conv, size.grid), work)
+    return operator_case(bench, "mix_ffn_middle", (hidden, weight, bias, size.grid), work)
 
 
 def norm_modulate_case(bench: Bench, size: Size) -> Case:
@@ -194,6 +207,28 @@ def qk_rope_case(bench: Bench, size: Size) -> Case:
     positions = rotary(CACHED_FRAMES, CHUNK_LATENTS, *size.grid, config.head_dim, bench.device)
     arguments = (x, x.roll(1, -1), norms, config.num_heads, positions)
     return operator_case(bench, "qk_norm_relu_rope", arguments, counts.qk_rope_work(config, size.tokens(bench.dtype)))
+
+
+def qk_norm_rope_case(bench: Bench, size: Size) -> Case:
+    """q and k as slices of the fused projection, and the place of k behind the frames kept."""
+    config, tokens = size.dit, size.tokens(bench.dtype)
+    q, k = bench.random(1, tokens.total, 4 * config.hidden_size).chunk(4, -1)[:2]
+    weights = tuple(1 + bench.random(config.hidden_size, scale=0.25) for _ in range(2))
+    positions = rotary(CACHED_FRAMES, CHUNK_LATENTS, *size.grid, config.head_dim, bench.device)
+    kept = CACHED_FRAMES * tokens.per_frame
+    keys = bench.random(1, config.num_heads, kept + tokens.total, config.head_dim)[:, :, kept:].transpose(1, 2)
+    arguments = (q, k, weights, config.num_heads, positions, keys)
+    return operator_case(bench, "qk_norm_rope", arguments, qk_norm_rope_work(config, tokens))
+
+
+def qk_norm_rope_work(config: DiTConfig, tokens: counts.Tokens) -> counts.Work:
+    """Bytes: q and k in and out, two norm weights, D/2 cosines and sines per token in float32.
+
+    FLOPs: 7 per value of q and k (norm 4, turn 3).
+    """
+    width = config.hidden_size
+    table = tokens.total * config.head_dim * counts.FLOAT32_BYTES
+    return counts.Work((4 * tokens.total + 2) * width * tokens.item + table, 14 * tokens.total * width)
 
 
 def output_gate_case(bench: Bench, size: Size) -> Case:
@@ -214,6 +249,8 @@ def vae_norm_case(bench: Bench, size: Size) -> Case:
     history = bench.random(1, VAE_CHANNELS, CONTEXT_FRAMES, rows, columns)
     item = bench.dtype.itemsize
     work = counts.vae_norm_work(VAE_CHANNELS, VAE_FRAMES, rows, columns, CONTEXT_FRAMES, item)
+    if bench.device.type == "cuda":
+        x, history = (tensor.contiguous(memory_format=torch.channels_last_3d) for tensor in (x, history))
     return operator_case(bench, "vae_norm_silu_pad", (x, history), work)
 
 
@@ -250,6 +287,13 @@ OPERATOR_ROWS = (
     ),
     _row("norm_modulate", "LayerNorm, scale and shift", counts.norm_modulate_work, norm_modulate_case, SMALL),
     _row("qk_norm_relu_rope", "RMSNorm, ReLU, key scale and RoPE of q and k", counts.qk_rope_work, qk_rope_case, SMALL),
+    _row(
+        "qk_norm_rope",
+        "RMSNorm and RoPE of q and k, k into its buffer (softmax blocks)",
+        qk_norm_rope_work,
+        qk_norm_rope_case,
+        SMALL,
+    ),
     _row("output_gate", "attention output times SiLU of its gate", counts.output_gate_work, output_gate_case, SMALL),
     _row("gated_residual", "branch times gate, added", counts.gated_residual_work, gated_residual_case, SMALL),
     _row(

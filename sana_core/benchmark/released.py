@@ -65,14 +65,18 @@ def gdn_fused_released(
     k_weight: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    beta: torch.Tensor,
-    decay: torch.Tensor,
+    beta_logits: torch.Tensor,
+    rate_logits: torch.Tensor,
+    A_log: torch.Tensor,
+    dt_bias: torch.Tensor,
     memory: GDNMemory | None = None,
     *,
     norm_eps: float,
 ) -> tuple[torch.Tensor, GDNMemory]:
     """Arguments and result as of :func:`.kernels.gdn.gdn_fused`."""
-    heads, tokens_per_frame = beta.shape[-1], q.shape[2]
+    heads, tokens_per_frame = beta_logits.shape[-1], q.shape[2]
+    beta = beta_logits.float().sigmoid()
+    decay = torch.exp(-A_log.float().exp() * F.softplus(rate_logits.float() + dt_bias.float()))
     q, k = (
         F.rms_norm(x.float(), x.shape[-1:], weight.float(), norm_eps).to(x.dtype).relu().unflatten(-1, (heads, -1))
         for x, weight in ((q, q_weight), (k, k_weight))
@@ -96,11 +100,9 @@ class ReleasedGDNAttention(nn.Module):
         weights, biases = own.qkvg.weight.chunk(4), own.qkvg.bias.chunk(4)
         q, k, v = (F.linear(u, weight) for weight in weights[:3])
         gate = F.linear(u, weights[3], biases[3])
-        beta = own.beta_proj(u).float().sigmoid()
-        rate = F.softplus(own.gate_proj(u.mean(2)).float() + own.dt_bias.float())
-        decay = torch.exp(-own.A_log.float().exp() * rate)
         norms = own.q_norm.weight, own.k_norm.weight
-        out, memory = gdn_fused_released(q, k, v, gate, *norms, *positions, beta, decay, memory, norm_eps=SELF_NORM_EPS)
+        logits = own.beta_proj(u), own.gate_proj(u.mean(2)), own.A_log, own.dt_bias
+        out, memory = gdn_fused_released(q, k, v, gate, *norms, *positions, *logits, memory, norm_eps=SELF_NORM_EPS)
         return own.proj(out), memory
 
 
@@ -113,8 +115,9 @@ def shared_copy(model: SanaStreamingDiT) -> SanaStreamingDiT:
 
 
 def released_model(model: SanaStreamingDiT) -> SanaStreamingDiT:
-    """The network with every GDN block's attention in the released form, on the same weights."""
+    """The network with every GDN block's attention in the released form, the rest in plain PyTorch, on the same weights."""
     copy = shared_copy(model)
+    copy.use_kernels("eager")
     for block in copy.blocks:
         if isinstance(block.attn, GDNAttention):
             block.attn = ReleasedGDNAttention(block.attn)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING
 
 from ..edit_file import FileEdit
 from ..models.causal_vae import CausalVAE
 from ..models.dit import SanaStreamingDiT
 from ..streaming.edit_stream import EditStream
+from ..streaming.passes import GraphedPasses, Passes
 from .edit_networks import load_networks, print_nano, random_preset, uses_nano
-from .edit_options import BIDIRECTIONAL_SHORT, check_mode, with_local_input
+from .edit_options import BIDIRECTIONAL_SHORT, check_mode, notices, with_local_input
 from .edit_plan import Plan, make_plan
 from .edit_progress import ChunkBar, GracefulStop
 from .edit_report import print_summary, summarize
@@ -39,12 +41,18 @@ def run_stream(options: argparse.Namespace) -> int:
     from ..cli import EXIT_OK, EXIT_STOPPED
 
     plan = make_plan(options)
-    if uses_nano(options):
-        print_nano()
     if options.random_weights:
         print(f"model: {random_preset(options)} of random weights, {plan.size[1]}x{plan.size[0]}", flush=True)
     model, vae, prompts, weights = load_networks(options, plan)
+    if uses_nano(options):
+        print_nano()
+    for notice in notices(options, plan.options.guided, uses_nano(options)):
+        print(f"note: {notice}", file=sys.stderr)
     with GracefulStop() as stop, ChunkBar(stop) as bar:
+        if plan.compiled:
+            model.compile_blocks()
+        if plan.graphs and plan.vae_device.type == "cuda":
+            vae.use_graphs()
         stream = open_stream(plan, model, vae, prompts, bar)
         edit = FileEdit(stream, plan.job, bar.on_chunk)
         try:
@@ -66,6 +74,7 @@ def open_stream(
 ) -> EditStream:
     """A new stream, or the saved one."""
     state = plan.state
+    passes = GraphedPasses(model) if plan.graphs else Passes(model)
     if state is None:
         stream = EditStream(
             model,
@@ -80,6 +89,8 @@ def open_stream(
             total_frames=plan.total_frames,
             options=plan.options,
             on_progress=bar.on_progress,
+            overlap=plan.overlap,
+            passes=passes,
             given=plan.exchange.given,
             recorder=plan.exchange.recorder,
         )
@@ -87,4 +98,6 @@ def open_stream(
         return stream
     state.prompt_changes += plan.prompt != state.prompt
     state.prompt, state.negative_prompt = plan.prompt, plan.negative_prompt
-    return EditStream.resume(model, vae, prompts, state, on_progress=bar.on_progress)
+    return EditStream.resume(
+        model, vae, prompts, state, on_progress=bar.on_progress, overlap=plan.overlap, passes=passes
+    )

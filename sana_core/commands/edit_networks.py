@@ -15,6 +15,8 @@ from ..models.causal_vae import CausalVAE
 from ..models.dit import SanaStreamingDiT
 from ..models.prompt_cache import default_cache_dir
 from ..models.text_encoder import GemmaTextEncoder
+from ..precision.apply import apply_plan
+from ..precision.plan import choose_plan
 from ..streaming.edit_stream import check_networks, check_size
 from ..streaming.prompt_encoders import PreparedPrompts, PromptEncoder
 from ..weights import nano
@@ -32,8 +34,11 @@ RANDOM = "random weights"
 Check = Callable[[SanaStreamingDiT, CausalVAE], None]
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called ``name``, ``auto`` being the GPU where there is one. InputError for one that cannot be used."""
+def pick_device(name: str, option: str = "--device") -> torch.device:
+    """The device called ``name``, ``auto`` being the GPU where there is one.
+
+    InputError, which names ``option``, for one that cannot be used.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -41,7 +46,7 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(
-            f"--device {name} cannot be used here; use auto, cpu, or cuda where torch sees a GPU"
+            f"{option} {name} cannot be used here; use auto, cpu, or cuda where torch sees a GPU"
         ) from None
     return device
 
@@ -90,18 +95,27 @@ def load_networks(
     if prompts is None:
         prompts = _embedded_prompts(files, plan)
         width = next(iter(prompts.positive.values())).embeds.shape[-1]
-    vae = load_vae(files.vae, device=plan.device, dtype=plan.dtype, decoder=plan.decoder)
+    vae = load_vae(files.vae, device=_vae_device(plan), dtype=plan.dtype, decoder=plan.decoder)
     check_size(*plan.size, vae.config.spatial_factor)
-    model = load_dit(files.model, device=plan.device, dtype=plan.dtype)
+    model = load_dit(files.model, device=plan.device, dtype=plan.dtype, precision=options.precision)
     loras = parse_loras(options.lora)
     apply_loras(model, loras)
     if width is not None:
         check_text(files, width, model)
     check(model, vae)
     sources = {name: str(path) for name, path in dataclasses.asdict(files).items()}
+    if options.precision is not None:
+        sources["precision"] = options.precision
     if loras:
         sources["lora"] = ", ".join(map(str, loras))
     return model, vae, prompts, sources
+
+
+def _vae_device(plan: Plan | ShortPlan) -> torch.device:
+    """A short clip has one device for all."""
+    device = getattr(plan, "vae_device", plan.device)
+    assert isinstance(device, torch.device)
+    return device
 
 
 def _embedded_prompts(files: Components, plan: Plan | ShortPlan) -> PreparedPrompts:
@@ -131,7 +145,9 @@ def _random_networks(
         {prompt: text.encode(prompt) for prompt in plan.prompts}, text.encode_negative(plan.negative_prompt)
     )
     model = random_dit(config, device=plan.device, dtype=plan.dtype)
+    if options.precision is not None:
+        apply_plan(model, choose_plan(options.precision, config))
     apply_loras(model, parse_loras(options.lora))
-    vae = random_vae(VAEConfig(decoder_causal=plan.decoder != "chunk_tile"), device=plan.device, dtype=plan.dtype)
+    vae = random_vae(VAEConfig(decoder_causal=plan.decoder != "chunk_tile"), device=_vae_device(plan), dtype=plan.dtype)
     check(model, vae)
     return model, vae, prompts, {"model": f"{preset}, {RANDOM}", "vae": RANDOM, "text_encoder": RANDOM}

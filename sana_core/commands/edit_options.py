@@ -24,6 +24,10 @@ OWN_OPTIONS = {
         "max_sink_distance",
         "save_state",
         "resume",
+        "vae_device",
+        "overlap",
+        "cuda_graph",
+        "compile",
     ),
     BIDIRECTIONAL_SHORT: ("tiles",),
 }
@@ -42,6 +46,16 @@ def check_mode(options: argparse.Namespace) -> None:
             if mode != options.mode and value is not None:
                 typed = f"--no-{name.replace('_', '-')}" if value is False else flag(name)
                 raise InputError(f"{typed} goes with --mode {mode}; leave it out with --mode {options.mode}")
+
+
+def notices(options: argparse.Namespace, guided: bool, built_in: bool) -> list[str]:
+    """One line for each option that was given and changes nothing: ``guided`` and ``built_in`` say how the run is."""
+    found = []
+    if options.negative_prompt and not guided:
+        found.append("--negative-prompt changes nothing without guidance; add --cfg-scale above 1")
+    if options.download and built_in:
+        found.append("--download fetched no weights: nano is built in")
+    return found
 
 
 def with_local_input(options: argparse.Namespace) -> argparse.Namespace:

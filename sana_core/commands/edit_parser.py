@@ -81,6 +81,11 @@ def _add_weights(group: argparse._ArgumentGroup) -> None:
         help="how latents become frames: causal needs a VAE made for it, chunk_tile takes any, slower and three latent "
         "frames late (default: auto, as the VAE's config says)",
     )
+    group.add_argument(
+        "--precision",
+        metavar="PLAN",
+        help="quantize the transformer: fp8, int8, paper-mpq, or the file of a plan (see precision --help)",
+    )
     group.add_argument("--lora", action="append", metavar="FILE[:STRENGTH]", help=LORA_HELP)
     group.add_argument("--download", action="store_true", help=DOWNLOAD_HELP)
     group.add_argument(
@@ -189,6 +194,29 @@ def _add_steering(group: argparse._ArgumentGroup) -> None:
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    group.add_argument(
+        "--vae-device",
+        metavar="DEVICE",
+        help="long_streaming only: another device for the whole VAE, such as cuda:1 (default: the same)",
+    )
+    group.add_argument(
+        "--overlap",
+        choices=("auto", "on", "off"),
+        help="long_streaming only: encode the next chunk and decode the last one while a chunk is denoised, read and write in "
+        "threads; takes more memory, and the frames are the same (default: auto, on where the transformer runs on a GPU)",
+    )
+    group.add_argument(
+        "--cuda-graph",
+        choices=("auto", "on", "off"),
+        help="long_streaming only: record the steady work of transformer and VAE once and replay it; takes more memory, and "
+        "the frames are the same (default: auto, on where they run on a GPU)",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="long_streaming only: let torch.compile make the transformer's blocks faster; the first chunks take minutes",
+    )
     group.add_argument(
         "--dtype",
         choices=("auto", "bfloat16", "float16", "float32"),

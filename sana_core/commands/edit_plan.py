@@ -10,6 +10,7 @@ import torch
 
 from ..edit_file import FileJob
 from ..errors import InputError
+from ..precision.plan import check_choice
 from ..sampling.flow_match import DISTILLED_TIMESTEPS
 from ..streaming.chunks import ChunkPlan
 from ..streaming.noise import ChunkNoise
@@ -57,7 +58,11 @@ class Plan:
     schedule: FramePrompts
     exchange: Exchange
     device: torch.device
+    vae_device: torch.device
     dtype: torch.dtype
+    overlap: bool
+    graphs: bool
+    compiled: bool
 
     @property
     def prompts(self) -> list[str]:
@@ -71,6 +76,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
     check_targets(options)
     check_exchange(options)
     check_numbers(options)
+    if options.precision is not None:
+        check_choice(options.precision)
     parse_loras(options.lora)
     state = load_state(options) if options.resume else None
     reader, reading = open_footage(options, state.source if state else None)
@@ -100,7 +107,11 @@ def make_plan(options: argparse.Namespace) -> Plan:
         schedule=schedule,
         exchange=read_exchange(options, total),
         device=device,
+        vae_device=device if options.vae_device is None else pick_device(options.vae_device, "--vae-device"),
         dtype=pick_dtype(options.dtype, device),
+        overlap=device.type == "cuda" if options.overlap in (None, "auto") else options.overlap == "on",
+        graphs=wanted_graphs(options, device),
+        compiled=bool(options.compile),
     )
     if state is not None:
         check_kept(plan, state)
@@ -108,6 +119,15 @@ def make_plan(options: argparse.Namespace) -> Plan:
         random_preset(options)
     ChunkNoise(plan.options, None, (1, 1, 1))
     return plan
+
+
+def wanted_graphs(options: argparse.Namespace, device: torch.device) -> bool:
+    """Whether passes are recorded. InputError where they are to be and there is no GPU."""
+    if options.cuda_graph == "on" and device.type != "cuda":
+        raise InputError(
+            f"--cuda-graph on records the work of a GPU, and the transformer runs on {device}; use auto or off"
+        )
+    return device.type == "cuda" and options.cuda_graph != "off"
 
 
 def load_state(options: argparse.Namespace) -> StreamState:

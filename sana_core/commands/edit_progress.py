@@ -7,6 +7,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ..edit_file import StopRequested
+
 if TYPE_CHECKING:
     from ..edit_file import FileReport
     from ..streaming.edit_stream import EditedChunk, Progress
@@ -37,9 +39,9 @@ class GracefulStop:
         self.requested = True
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if Ctrl-C was pressed."""
+        """Raises StopRequested, a KeyboardInterrupt, if Ctrl-C was pressed."""
         if self.requested:
-            raise KeyboardInterrupt
+            raise StopRequested
 
 
 class ChunkBar:
@@ -66,10 +68,14 @@ class ChunkBar:
             self._bar = self._make(
                 total=progress.total_chunks, desc="editing", file=sys.stderr, bar_format=style, dynamic_ncols=True
             )
-        self._bar.update(progress.chunk + progress.number / progress.total - self._bar.n)
+        # With overlap the chunk before goes on beside this one.
+        self._bar.update(max(0, progress.chunk + progress.number / progress.total - self._bar.n))
 
     def on_chunk(self, chunk: EditedChunk, report: FileReport) -> None:
-        self._bar.update(chunk.index + 1 - self._bar.n)
+        if self._bar is None:
+            # A stream that was stopped at once has only brought out what a saved one had put off.
+            return
+        self._bar.update(max(0, chunk.index + 1 - self._bar.n))
         rate = report.frames_written / report.wall_seconds
         self._bar.set_postfix_str(f"{rate:.2f} frames/s, {in_gib(report.peak_memory)}")
 

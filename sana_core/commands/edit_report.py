@@ -30,6 +30,9 @@ def summarize(stream: EditStream, job: FileJob, report: FileReport) -> dict[str,
         "crf": job.crf,
         "audio": job.audio is not None,
         "compare": job.compare,
+        "overlap": stream.overlap,
+        "cuda_graph": stream.uses_graphs,
+        "vae_device": str(stream.vae_device),
         "noise_mode": stream.noise_mode,
         "decoder": stream.decoder_name,
         "prompt": state.prompt,
@@ -61,7 +64,7 @@ def print_summary(summary: dict[str, Any], job: FileJob, options: argparse.Names
         what = f"are {kept}" if options.save_state else "were not edited"
         print(f"  waiting    {summary['frames_waiting']} frames {what}")
     if summary["frames_held"]:
-        print(f"  held back  {summary['frames_held']} edited frames, which chunk_tile completes later, are {kept}")
+        print(f"  held back  {summary['frames_held']} edited frames, which {_holder(summary)}, are {kept}")
     if job.audio_from and not job.audio:
         print("  audio      left out, because --fps differs from the source's rate")
     made = (("state", options.save_state), ("report", options.report), ("sheet", options.sheet), ("video", job.target))
@@ -69,6 +72,10 @@ def print_summary(summary: dict[str, Any], job: FileJob, options: argparse.Names
     for what, path in (latents, *made):
         if path and path.exists() and (what != "video" or summary["frames_written"]):
             print(f"  {what:10} {path}")
+
+
+def _holder(summary: dict[str, Any]) -> str:
+    return "chunk_tile completes later" if summary["decoder"] == "chunk_tile" else "were not decoded yet"
 
 
 def _in_force(summary: dict[str, Any]) -> str:
@@ -86,5 +93,7 @@ def _in_force(summary: dict[str, Any]) -> str:
         "antialiased" if settings["antialias"] else "",
         f"{summary['decoder']} decoder",
         f"{settings['model_dtype']} on {summary['device']}",
+        "overlapped" if summary["overlap"] else "",
+        "CUDA graphs" if summary["cuda_graph"] else "",
     ]
     return ", ".join(filter(None, parts))

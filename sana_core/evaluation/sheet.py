@@ -1,4 +1,4 @@
-"""Source, truth and output of every edit at a glance: one row per edit, in one PNG."""
+"""Source, truth and output of every edit at a glance: one row per edit, in one picture."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _BACKGROUND, _BRIGHT, _DIM = (22, 24, 29), (236, 238, 242), (150, 156, 168)
 _MARGIN, _GAP, _LINE, _LONG_SIDE = 24, 8, 24, 288
+_JPEG_QUALITY = 82
 _COLUMNS = ("source", "truth", "output")
 
 
@@ -43,10 +44,10 @@ class EvaluationSheet:
         self._rows[sample.edit] = _Row(sample.instruction, note, pictures)
 
     def draw(self, path: Path) -> bool:
-        """Writes the PNG; False where nothing was measured."""
+        """Writes a PNG or JPEG, as the name says; False where nothing was measured."""
         rows = [self._rows[name] for name in EDITS if name in self._rows]
         if rows:
-            _drawn(rows).save(path)
+            _drawn(rows).save(path, quality=_JPEG_QUALITY)
         return bool(rows)
 
 

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.gdn import Implementation, gated, gdn_fused
+from ...kernels.norms import rms_norm_rotary
 from ..config import DiTConfig
+from ..precision.sharing import shared_inputs
 from .embeddings import RMSNorm
-from .rope import Rotary, apply_rotary
+from .rope import Rotary
 
 AttentionLayout = Literal["fused", "split"]
 Memory = tuple[torch.Tensor, torch.Tensor]
+
+
+class Window(NamedTuple):
+    """Keys and values of earlier frames, ``used`` tokens at the head of buffers [B, h, M, D] that have room behind."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    used: int
+
+    def joined(self, k: torch.Tensor, v: torch.Tensor) -> tuple[Memory, Memory]:
+        """Keys and values [B, h, N, D] behind the earlier ones, and where they are now.
+
+        Written to the room where they fit and nobody asks for gradients; else everything is copied.
+        """
+        end = self.used + k.shape[2]
+        if end > self.keys.shape[2] or (torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)):
+            k_all, v_all = (torch.cat([old[:, :, : self.used], x], 2) for old, x in ((self.keys, k), (self.values, v)))
+            return (k_all, v_all), (k, v)
+        own = self.keys[:, :, self.used : end], self.values[:, :, self.used : end]
+        for room, x in zip(own, (k, v), strict=True):
+            room.copy_(x)
+        return (self.keys[:, :, :end], self.values[:, :, :end]), own
+
 
 SELF_NORM_EPS = 1e-5
 CROSS_NORM_EPS = 1e-6
@@ -47,7 +72,8 @@ class SelfAttention(nn.Module):
         """q and k before their norms, v, and the gate's input, each [..., C]."""
         if self.layout == "fused":
             return self.qkvg(u).chunk(4, -1)
-        return self.q(u), self.k(u), self.v(u), self.output_gate(u)
+        layers = (self.q, self.k, self.v, self.output_gate)
+        return tuple(layer(x) for layer, x in zip(layers, shared_inputs(u, layers), strict=True))
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         """[..., C] as [..., h, D]."""
@@ -76,31 +102,34 @@ class GDNAttention(SelfAttention):
     def forward(self, u: torch.Tensor, positions: Rotary, memory: Memory | None) -> tuple[torch.Tensor, Memory]:
         """u [B, T, S, C] -> ([B, T, S, C], memory after the chunk)."""
         q, k, v, gate = self.project(u)
-        beta = self.beta_proj(u).float().sigmoid()
-        rate = self.gate_proj(u.mean(2)).float()
-        rate = F.softplus(rate + self.dt_bias.to(rate))
-        decay = torch.exp(-self.A_log.to(rate).exp() * rate)
         weights = self.q_norm.weight, self.k_norm.weight
+        logits = self.beta_proj(u), self.gate_proj(u.mean(2)), self.A_log, self.dt_bias
         out, memory = gdn_fused(
-            q, k, v, gate, *weights, *positions, beta, decay, memory, norm_eps=SELF_NORM_EPS, implementation=self.kernels
+            q, k, v, gate, *weights, *positions, *logits, memory, norm_eps=SELF_NORM_EPS, implementation=self.kernels
         )  # fmt: skip
         return self.proj(out), memory
 
 
 class SoftmaxAttention(SelfAttention):
-    """Softmax attention over cached and current frames. Memory: (keys after RoPE, values), each [B, h, N, D]."""
+    """Softmax attention over cached and current frames. Memory: (keys after RoPE, values), each [B, h, N, D], or a Window."""
 
-    def forward(self, u: torch.Tensor, positions: Rotary, memory: Memory | None) -> tuple[torch.Tensor, Memory]:
+    kernels: Implementation = "auto"
+
+    def forward(
+        self, u: torch.Tensor, positions: Rotary, memory: Memory | Window | None
+    ) -> tuple[torch.Tensor, Memory]:
         """u [B, T, S, C] -> ([B, T, S, C], keys and values of this chunk alone)."""
         q, k, v, gate = self.project(u.flatten(1, 2))
-        q = apply_rotary(self.heads(self.q_norm(q)), positions).transpose(1, 2)
-        k = apply_rotary(self.heads(self.k_norm(k)), positions).transpose(1, 2)
-        v = self.heads(v).transpose(1, 2)
-        keys, values = (
-            (k, v) if memory is None else (torch.cat([old, x], 2) for old, x in zip(memory, (k, v), strict=True))
+        q, k = (
+            rms_norm_rotary(x, norm.weight, *positions, self.num_heads, norm.eps, self.kernels).transpose(1, 2)
+            for x, norm in ((q, self.q_norm), (k, self.k_norm))
         )
-        out = F.scaled_dot_product_attention(q, keys, values)
-        return self.gated_output(out.transpose(1, 2).flatten(-2), gate).view_as(u), (k, v)
+        v = self.heads(v).transpose(1, 2)
+        if memory is not None and not isinstance(memory, Window):
+            memory = Window(*memory, used=memory[0].shape[2])
+        seen, own = ((k, v), (k, v)) if memory is None else memory.joined(k, v)
+        out = F.scaled_dot_product_attention(q, *seen)
+        return self.gated_output(out.transpose(1, 2).flatten(-2), gate).view_as(u), own
 
 
 class CrossAttention(nn.Module):

@@ -11,22 +11,22 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import SAMPLER_STRIDES, VAEConfig
 from ..errors import InputError
+from .vae_graph import Capture, StepGraph
 from .vae_layers import (
     Carry,
     CausalConv3d,
     ConvFactory,
     DownBlock,
     Downsampler,
+    Implementation,
     MidBlock,
     UpBlock,
     VAEState,
-    rms_norm,
 )
 
 __all__ = ["CausalVAE", "VAEState"]
@@ -59,8 +59,7 @@ class Encoder(nn.Module):
                 # All frames wait in a down-sampler; the layers after it are not called, so their state stays.
                 height, width = (size // self.config.spatial_factor for size in video.shape[-2:])
                 return x.new_empty(len(x), self.config.latent_channels + 1, 0, height, width)
-        x = self.mid_block(x, carry)
-        return self.conv_out(F.silu(rms_norm(x)), carry)
+        return self.conv_out.normed(self.mid_block(x, carry), carry)[0].total()
 
 
 class Decoder(nn.Module):
@@ -87,10 +86,10 @@ class Decoder(nn.Module):
         self.conv_out = conv(last_width, config.out_channels * config.patch_size**2)
 
     def forward(self, latents: Tensor, carry: Carry) -> Tensor:
-        x = self.mid_block(self.conv_in(latents, carry), carry)
+        open_sum = self.mid_block(self.conv_in(latents, carry), carry)
         for block in self.up_blocks:
-            x = block(x, carry)
-        x = self.conv_out(F.silu(rms_norm(x)), carry)
+            open_sum = block(open_sum.total(), carry)
+        x = self.conv_out.normed(open_sum, carry)[0].total()
         patch = self.config.patch_size
         return rearrange(x, "n (c q p) t h w -> n c t (h p) (w q)", p=patch, q=patch)
 
@@ -129,10 +128,61 @@ class CausalVAE(nn.Module):
         self.register_buffer("latents_std", torch.ones(config.latent_channels, device=device, dtype=dtype))
         self._encoder_keys = _name_layers(self.encoder, "encoder")
         self._decoder_keys = _name_layers(self.decoder, "decoder")
+        self._graphs: dict[str, StepGraph] = {}
 
     @property
     def dtype(self) -> torch.dtype:
         return self.latents_mean.dtype
+
+    def use_kernels(self, implementation: Implementation) -> None:
+        """Picks the implementation of what stands in front of every convolution; ``auto`` to begin with."""
+        for module in self.modules():
+            if isinstance(module, CausalConv3d):
+                module.kernels = implementation
+
+    def use_graphs(self, enabled: bool = True, *, num_latents: int = 3, capture: Capture | None = None) -> None:
+        """Has :meth:`encode` and :meth:`decode` replay a CUDA graph for calls of ``num_latents`` latent frames in mid-stream.
+
+        Each direction is captured at its first such call, at the size of that call, and then holds the memory of a call and
+        one copy of a state; calls of other sizes, first calls and calls on the CPU are made as before. States, results and
+        their owners stay what they are. False lets the graphs and their memory go; True again starts anew, which is how to
+        change the size. ``capture`` stands in for CUDA's. Raises InputError where the convolutions are not torch.nn's, whose
+        weights stay where they are.
+        """
+        self._graphs = {}
+        if not enabled:
+            return
+        kinds = {type(module.conv) for module in self.modules() if isinstance(module, CausalConv3d)}
+        if others := kinds - {nn.Conv3d}:
+            raise InputError(
+                f"the VAE's convolutions are {others.pop().__qualname__}, which may move weights; CUDA graphs take torch.nn's: "
+                "load the VAE without operations or leave graphs off"
+            )
+        frames = {"encode": num_latents * self.config.temporal_factor, "decode": num_latents}
+        self._graphs = {name: StepGraph(count, capture) for name, count in frames.items()}
+
+    @property
+    def captured_graphs(self) -> list[str]:
+        """Which of ``encode`` and ``decode`` have been captured."""
+        return [name for name, graph in self._graphs.items() if graph.captured]
+
+    def _run(self, name: str, x: Tensor, carry: Carry) -> tuple[Tensor, VAEState]:
+        """One direction, from its graph where that takes the call."""
+        network, step = (self.encoder, self.encode_carried) if name == "encode" else (self.decoder, self.decode_carried)
+        if graph := self._graphs.get(name):
+            weights = [*network.parameters(), self.latents_mean, self.latents_std]
+            if replayed := graph.run(step, weights, x, carry.old):
+                return replayed
+        return step(x, carry), carry.new
+
+    def arrange(self) -> CausalVAE:
+        """Puts weights on a GPU into channels_last_3d memory, which its convolutions want; returns this VAE.
+
+        Results stay as they are. On the CPU nothing is moved: there it does not help.
+        """
+        if self.latents_mean.device.type == "cuda":
+            self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return self
 
     @property
     def decodes_causally(self) -> bool:
@@ -150,8 +200,12 @@ class CausalVAE(nn.Module):
         carry = Carry(state)
         video = video.to(self.dtype)
         self._check_state(carry.old, self._encoder_keys, video, self.config.patch_size)
+        return self._run("encode", video, carry)
+
+    def encode_carried(self, video: Tensor, carry: Carry) -> Tensor:
+        """:meth:`encode` of a video in the dtype of the VAE, without checks; ``carry`` is the state."""
         moments = self.encoder(video, carry)
-        return self.normalize(moments[:, : self.config.latent_channels]), carry.new
+        return self.normalize(moments[:, : self.config.latent_channels]).contiguous()
 
     def moments(self, video: Tensor) -> Tensor:
         """Raw means, then log-variances, [B, 2C, T, h, w] of a whole clip [B, 3, F, H, W] in [-1, 1].
@@ -179,9 +233,13 @@ class CausalVAE(nn.Module):
             )
         self.check_latents(latents)
         carry = Carry(state)
-        latents = self.denormalize(latents.to(self.dtype))
+        latents = latents.to(self.dtype)
         self._check_state(carry.old, self._decoder_keys, latents, 1)
-        return self.decoder(latents, carry), carry.new
+        return self._run("decode", latents, carry)
+
+    def decode_carried(self, latents: Tensor, carry: Carry) -> Tensor:
+        """:meth:`decode` of latents in the dtype of the VAE, without checks; ``carry`` is the state."""
+        return self.decoder(self.denormalize(latents), carry)
 
     def decode_noncausal(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, F, H, W] of a whole clip of normalised latents [B, C, T, h, w].

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from ...kernels.gdn import Implementation
+from ...kernels.dispatch import Implementation
+from ...kernels.norms import add_norm_modulate, gated_residual, norm_modulate
 from ..config import DiTConfig
-from .attention import AttentionLayout, CrossAttention, GDNAttention, Memory, SoftmaxAttention
+from .attention import AttentionLayout, CrossAttention, GDNAttention, Memory, SoftmaxAttention, Window
 from .embeddings import CaptionEmbedder, RMSNorm, TimestepEmbedder
 from .mix_ffn import MixFFN
 from .rope import Rotary, rotary
@@ -29,12 +29,28 @@ MASKED_LOGIT = -10000.0
 class BlockState(NamedTuple):
     """What one block carries over a chunk border.
 
-    memory: GDN block (kv [B, h, D, D], z [B, h, D]) float32; softmax block (keys, values), each [B, h, N, D].
+    memory: GDN block (kv [B, h, D, D], z [B, h, D]) float32; softmax block (keys, values), each [B, h, N, D], or a Window of
+        them to read.
     frame: last frame before the temporal convolution [B, 1, S, C].
     """
 
-    memory: Memory
+    memory: Memory | Window
     frame: torch.Tensor
+
+    @property
+    def tensors(self) -> Memory:
+        """Both tensors of the memory, those of a Window with the room behind it."""
+        return self.memory[0], self.memory[1]
+
+
+class Modulation(NamedTuple):
+    """What a timestep does to the network: shift, scale and gate rows of each block and of the final layer.
+
+    blocks: [depth, B, 6, C]. final: [B, 2, C].
+    """
+
+    blocks: torch.Tensor
+    final: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,8 @@ class PromptContext:
 
 class DiTBlock(nn.Module):
     """Self-attention, cross-attention, MixFFN; the first and the last modulated by the timestep."""
+
+    kernels: Implementation = "auto"
 
     def __init__(self, config: DiTConfig, index: int, layout: AttentionLayout, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -66,27 +84,32 @@ class DiTBlock(nn.Module):
         grid: tuple[int, int],
         state: BlockState | None,
     ) -> tuple[torch.Tensor, BlockState]:
-        """x [B, T, S, C], modulation [B, 6, C]."""
-        rows = (self.scale_shift_table.to(x) + modulation).unbind(1)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (row[:, None, None] for row in rows)
-        attended, memory = self.attn(modulate(x, shift_a, scale_a), positions, state.memory if state else None)
-        x = x + gate_a * attended
-        x = x + self.cross_attn(x.flatten(1, 2), prompt, bias).view_as(x)
-        mixed, frame = self.mlp(modulate(x, shift_m, scale_m), grid, state.frame if state else None)
-        return x + gate_m * mixed, BlockState(memory, frame)
+        """x [B, T, S, C], modulation [B, 6, C], this block's."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (row[:, None, None] for row in modulation.unbind(1))
+        u = norm_modulate(x, shift_a, scale_a, eps=LAYER_NORM_EPS, implementation=self.kernels)
+        attended, memory = self.attn(u, positions, state.memory if state else None)
+        x = gated_residual(x, gate_a, attended, implementation=self.kernels)
+        crossed = self.cross_attn(x.flatten(1, 2), prompt, bias).view_as(x)
+        x, u = add_norm_modulate(x, crossed, shift_m, scale_m, eps=LAYER_NORM_EPS, implementation=self.kernels)
+        mixed, frame = self.mlp(u, grid, state.frame if state else None)
+        return gated_residual(x, gate_m, mixed, implementation=self.kernels), BlockState(memory, frame)
 
 
 class FinalLayer(nn.Module):
     """Modulated norm and projection to velocity."""
+
+    kernels: Implementation = "auto"
 
     def __init__(self, config: DiTConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.zeros(2, config.hidden_size, **factory))
         self.linear = operations.Linear(config.hidden_size, config.in_channels, bias=True, **factory)
 
-    def forward(self, x: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
-        shift, scale = (self.scale_shift_table.to(x) + tau[:, None]).unbind(1)
-        return self.linear(modulate(x, shift[:, None, None], scale[:, None, None]))
+    def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """x [B, T, S, C], modulation [B, 2, C]."""
+        shift, scale = modulation.unbind(1)
+        shift, scale = shift[:, None, None], scale[:, None, None]
+        return self.linear(norm_modulate(x, shift, scale, eps=LAYER_NORM_EPS, implementation=self.kernels))
 
 
 class VideoEmbedder(nn.Module):
@@ -161,10 +184,22 @@ class SanaStreamingDiT(nn.Module):
         return PromptContext(tuple(attention.project_prompt(features) for attention in attentions), bias)
 
     def use_kernels(self, implementation: Implementation) -> None:
-        """Picks the implementation of the gated delta rule for every block."""
+        """Picks the implementation of every operator that has several."""
         for module in self.modules():
-            if isinstance(module, GDNAttention):
-                module.kernels = implementation
+            if hasattr(module, "kernels"):
+                setattr(module, "kernels", implementation)  # noqa: B010 - modules declare it one by one
+
+    def compile_blocks(self) -> None:
+        """Has torch.compile make each block faster; its first calls at a new shape take long. Parameters keep their names."""
+        for block in self.blocks:
+            block.compile(dynamic=False)
+
+    def modulation(self, timestep: torch.Tensor) -> Modulation:
+        """Of timesteps [B], 0 to 1000, truncated to integers; the same for all chunks."""
+        tau = self.t_embedder(timestep, self.dtype)
+        rows = self.t_block(tau).unflatten(-1, (6, -1))
+        tables = torch.stack([cast(DiTBlock, block).scale_shift_table.to(tau) for block in self.blocks])
+        return Modulation(tables[:, None] + rows, self.final_layer.scale_shift_table.to(tau) + tau[:, None])
 
     def positions(self, start_frame: int, num_frames: int, height: int, width: int, device: torch.device) -> Rotary:
         """Rotary factors of a chunk; the same for all its passes."""
@@ -189,30 +224,37 @@ class SanaStreamingDiT(nn.Module):
             state: what each block reads of earlier chunks; None at the start of a stream and for a whole clip.
             positions: from :meth:`positions`; None means that the frames count from 0.
 
-        The returned state of a softmax block holds keys and values of these frames alone. Nothing passed in is changed.
+        The returned state of a softmax block holds keys and values of these frames alone. Nothing passed in is changed
+        but the room in a Window, which the returned keys and values are then views of.
         """
-        num_frames, height, width = x.shape[2:]
         if positions is None:
+            num_frames, height, width = x.shape[2:]
             positions = self.positions(0, num_frames, height, width, x.device)
+        return self.velocity(x, self.modulation(timestep), source, prompt, state, positions)
+
+    def velocity(
+        self,
+        x: torch.Tensor,
+        modulation: Modulation,
+        source: torch.Tensor,
+        prompt: PromptContext,
+        state: Sequence[BlockState] | None,
+        positions: Rotary,
+    ) -> tuple[torch.Tensor, list[BlockState]]:
+        """:meth:`forward` with the timestep's part done: nothing here waits for the device."""
+        grid = (x.shape[3], x.shape[4])
         hidden_states = self.x_embedder(torch.cat([x, source], 1).to(self.dtype))
-        tau = self.t_embedder(timestep, self.dtype)
-        modulation = self.t_block(tau).unflatten(-1, (6, -1))
         new_state = []
         for index, block in enumerate(self.blocks):
             hidden_states, block_state = block(
                 hidden_states,
-                modulation,
+                modulation.blocks[index],
                 prompt.keys_values[index],
                 prompt.bias,
                 positions,
-                (height, width),
+                grid,
                 state[index] if state is not None else None,
             )
             new_state.append(block_state)
-        velocity = self.final_layer(hidden_states, tau)
-        return velocity.unflatten(2, (height, width)).movedim(-1, 1), new_state
-
-
-def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """LayerNorm without weights, then scale and shift."""
-    return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS) * (1 + scale) + shift
+        velocity = self.final_layer(hidden_states, modulation.final)
+        return velocity.unflatten(2, grid).movedim(-1, 1), new_state

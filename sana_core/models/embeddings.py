@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...kernels.gdn import rms_normalised
+from ...kernels.norms import Implementation, rms_norm
 
 TIMESTEP_CHANNELS = 256
 
@@ -18,7 +18,10 @@ class RMSNorm(nn.Module):
     """``x / rms(x) * weight`` over the last dimension, inside float32, returned in the dtype of x.
 
     Its weight, like every loose parameter of the transformer, is brought to the data on use: offloading moves layers only.
+    ``kernels`` picks the implementation.
     """
+
+    kernels: Implementation = "auto"
 
     def __init__(
         self, channels: int, eps: float, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -28,7 +31,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_normalised(x, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps, self.kernels)
 
 
 def timestep_features(timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

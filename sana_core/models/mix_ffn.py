@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...kernels.mix_ffn import Implementation, glu_depthwise
 from ..config import DiTConfig
 
 
@@ -36,7 +37,12 @@ class DepthConv(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Gated inverted bottleneck; carries the last frame before the temporal convolution, [B, 1, S, C]."""
+    """Gated inverted bottleneck; carries the last frame before the temporal convolution, [B, 1, S, C].
+
+    ``kernels`` picks the implementation of what lies between the two point-wise layers.
+    """
+
+    kernels: Implementation = "auto"
 
     def __init__(self, config: DiTConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -54,9 +60,16 @@ class MixFFN(nn.Module):
 
         The frame after the chunk is always zero: a chunk does not see its future.
         """
-        value, gate = self.depth_conv(F.silu(self.inverted_conv(x)), grid).chunk(2, -1)
-        e = self.point_conv(value * F.silu(gate))
+        e = self.point_conv(self.middle(self.inverted_conv(x), grid))
         zero = torch.zeros_like(e[:, :1])
-        before = torch.cat([zero if previous is None else previous, e[:, :-1]], 1)
-        after = torch.cat([e[:, 1:], zero], 1)
-        return e + self.t_conv(torch.cat([before, e, after], -1)), e[:, -1:]
+        frames = torch.cat([zero if previous is None else previous, e, zero], 1)
+        return e + self.t_conv(torch.cat([frames[:, :-2], e, frames[:, 2:]], -1)), e[:, -1:]
+
+    def middle(self, hidden: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """[B, T, S, 2I] -> [B, T, S, I]: SiLU, depthwise convolution, SiLU gate."""
+        conv = self.depth_conv.conv
+        # A layer of other operations may keep its weights elsewhere, or change them in its call.
+        if self.kernels != "eager" and type(conv) is nn.Conv2d:
+            return glu_depthwise(hidden, conv.weight, conv.bias, grid, implementation=self.kernels)
+        value, gate = self.depth_conv(F.silu(hidden), grid).chunk(2, -1)
+        return value * F.silu(gate)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...kernels.gdn import rotated
+from ...kernels.norms import rotated
 
 THETA = 10000.0
 
@@ -33,15 +33,20 @@ def rotary(
     """
     ranges = (range(start_frame, start_frame + num_frames), range(height), range(width))
     grid = (num_frames, height, width)
-    cosines, sines = [], []
-    for axis, (positions, pairs) in enumerate(zip(ranges, axis_pairs(head_dim), strict=True)):
+    tables = []
+    for positions, pairs in zip(ranges, axis_pairs(head_dim), strict=True):
         frequencies = THETA ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
         angles = torch.tensor(list(positions), dtype=torch.float64)[:, None] * frequencies
-        shape = [1, 1, 1, pairs]
-        shape[axis] = grid[axis]
-        cosines.append(angles.cos().float().view(shape).expand(*grid, pairs))
-        sines.append(angles.sin().float().view(shape).expand(*grid, pairs))
-    cos, sin = (torch.cat(parts, -1).flatten(0, 2).to(device) for parts in (cosines, sines))
+        tables.append(torch.stack([angles.cos(), angles.sin()]).float())
+    # One copy, small enough that the host does not wait for it; the grid is laid out where it is used.
+    moved = torch.cat([table.flatten() for table in tables]).to(device, non_blocking=True)
+    factors = []
+    for axis, part in enumerate(moved.split([table.numel() for table in tables])):
+        pairs = tables[axis].shape[-1]
+        shape = [2, 1, 1, 1, pairs]
+        shape[1 + axis] = grid[axis]
+        factors.append(part.view(shape).expand(2, *grid, pairs))
+    cos, sin = torch.cat(factors, -1).flatten(1, 3)
     return Rotary(cos, sin)
 
 

@@ -8,23 +8,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...kernels.vae_norm import (
+    CONTEXT_FRAMES,
+    RMS_EPSILON,
+    Implementation,
+    norm_silu_pad,
+    rms_norm,
+    summed,
+    takes_kernels,
+)
+
+__all__ = [
+    "CONTEXT_FRAMES",
+    "RMS_EPSILON",
+    "Carry",
+    "CausalConv3d",
+    "ConvFactory",
+    "DownBlock",
+    "Downsampler",
+    "Implementation",
+    "MidBlock",
+    "ResidualBlock",
+    "Stride",
+    "Sum",
+    "UpBlock",
+    "Upsampler",
+    "VAEState",
+    "merge",
+    "rms_norm",
+    "split",
+]
+
 VAEState: TypeAlias = dict[str, Tensor]
 """What one direction of one stream carries, by layer path. Empty at the start of a stream."""
 
 Stride: TypeAlias = tuple[int, int, int]
 """Frames, rows and columns that a sampler merges or splits."""
-
-CONTEXT_FRAMES = 2
-"""Frames that a 3x3x3 convolution sees beside the current one."""
-
-RMS_EPSILON = 1e-8
 
 
 class Carry:
@@ -41,7 +67,19 @@ class Carry:
 
     def remember(self, path: str, frames: Tensor) -> None:
         """Keeps a compact copy, so that a few frames do not hold the memory of all."""
-        self.new[path] = frames.clone(memory_format=torch.contiguous_format)
+        layout = torch.channels_last_3d if _channels_last(frames) else torch.contiguous_format
+        self.new[path] = frames.clone(memory_format=layout)
+
+
+class Sum(NamedTuple):
+    """x + branch + bias that the next layer is to add: in front of a norm it takes no pass over memory of its own."""
+
+    x: Tensor
+    branch: Tensor | None = None
+    bias: Tensor | None = None
+
+    def total(self) -> Tensor:
+        return summed(self.x, self.branch, self.bias)
 
 
 class CausalConv3d(nn.Module):
@@ -53,6 +91,7 @@ class CausalConv3d(nn.Module):
 
     # State key: where the layer is in the network. The network fills it in.
     path: str = ""
+    kernels: Implementation = "auto"
 
     def __init__(
         self, in_channels: int, out_channels: int, *, padding_mode: str, operations: Any, device: Any, dtype: Any
@@ -64,61 +103,84 @@ class CausalConv3d(nn.Module):
         self.conv = operations.Conv3d(in_channels, out_channels, 3, padding=padding, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        x = self._in_time(x, carry)
-        if self.reflect:
-            x = F.pad(x, (1, 1, 1, 1, 0, 0), mode="reflect")
-        return self.conv(x)
+        return self.conv(self._padded(Sum(x), carry, norm=False)[0])
 
-    def _in_time(self, x: Tensor, carry: Carry) -> Tensor:
-        """``x`` with the two frames of context that the kernel needs."""
-        if not carry.causal:
-            return torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
-        history = carry.old.get(self.path)
-        if history is None:
-            history = x[:, :, :1].expand(-1, -1, CONTEXT_FRAMES, -1, -1)
-        x = torch.cat([history, x], dim=2)
-        carry.remember(self.path, x[:, :, -CONTEXT_FRAMES:])
-        return x
+    def normed(self, x: Sum, carry: Carry) -> tuple[Sum, Tensor]:
+        """The convolution of SiLU(RMS norm(total)), and the total. Its bias is left to be added where that saves a pass."""
+        padded, total = self._padded(x, carry, norm=True)
+        conv = self.conv
+        # Other namespaces' layers may hold weights elsewhere; cuDNN adds a bias in a pass of its own.
+        if type(conv) is nn.Conv3d and takes_kernels(padded, self.kernels, (conv.weight, conv.bias)):
+            return Sum(F.conv3d(padded, conv.weight, padding=conv.padding), bias=conv.bias), total
+        return Sum(conv(padded)), total
+
+    def _padded(self, x: Sum, carry: Carry, *, norm: bool) -> tuple[Tensor, Tensor]:
+        """(input with context and border, total of x); carries the last frames of the former."""
+        padded, total = norm_silu_pad(
+            x.x,
+            carry.old.get(self.path) if carry.causal else None,
+            reflect=self.reflect,
+            norm=norm,
+            causal=carry.causal,
+            branch=x.branch,
+            bias=x.bias,
+            implementation=self.kernels,
+        )
+        if carry.causal:
+            last = padded[:, :, -CONTEXT_FRAMES:]
+            carry.remember(self.path, last[..., 1:-1, 1:-1] if self.reflect else last)
+        return padded, total
 
 
 ConvFactory: TypeAlias = Callable[[int, int], CausalConv3d]
 """Makes a convolution from its input and output widths."""
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """Each position of ``x`` divided by the root mean square of its channels; no weight, in the dtype of ``x``.
-
-    Squares of float16 leave its range already for values below 1e-4 and from 256 on, so they are summed in float32.
-    """
-    if x.dtype == torch.float16:
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        return x / torch.sqrt(norm.square() / x.shape[1] + RMS_EPSILON).to(x.dtype)
-    return x / torch.sqrt(x.square().mean(dim=1, keepdim=True) + RMS_EPSILON)
-
-
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions around a skip, [B, C, T, H, W] -> the same."""
+    """Two normalised convolutions around a skip, [B, C, T, H, W] -> the same, the last sum of which is left open."""
 
     def __init__(self, channels: int, conv: ConvFactory) -> None:
         super().__init__()
         self.conv1 = conv(channels, channels)
         self.conv2 = conv(channels, channels)
 
-    def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        hidden = self.conv1(F.silu(rms_norm(x)), carry)
-        return x + self.conv2(F.silu(rms_norm(hidden)), carry)
+    def forward(self, x: Sum, carry: Carry) -> Sum:
+        hidden, total = self.conv1.normed(x, carry)
+        branch, _ = self.conv2.normed(hidden, carry)
+        return Sum(total, branch.x, branch.bias)
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether the channels of a position are adjacent in memory."""
+    return x.stride(1) == 1 and x.shape[1] > 1
 
 
 def merge(x: Tensor, stride: Stride) -> Tensor:
-    """Moves each stride-sized box of positions into the channels: [B, C, T, H, W] -> [B, C*a*b*d, T/a, H/b, W/d]."""
+    """Moves each stride-sized box of positions into the channels: [B, C, T, H, W] -> [B, C*a*b*d, T/a, H/b, W/d].
+
+    Channels that are adjacent in memory stay so.
+    """
     a, b, d = stride
+    if _channels_last(x):
+        x = rearrange(x.movedim(1, -1), "n (t a) (h b) (w d) c -> n t h w (c a b d)", a=a, b=b, d=d)
+        return x.movedim(-1, 1)
     return rearrange(x, "n c (t a) (h b) (w d) -> n (c a b d) t h w", a=a, b=b, d=d)
 
 
 def split(x: Tensor, stride: Stride) -> Tensor:
     """The inverse of :func:`merge`."""
     a, b, d = stride
+    if _channels_last(x):
+        x = rearrange(x.movedim(1, -1), "n t h w (c a b d) -> n (t a) (h b) (w d) c", a=a, b=b, d=d)
+        return x.movedim(-1, 1)
     return rearrange(x, "n (c a b d) t h w -> n c (t a) (h b) (w d)", a=a, b=b, d=d)
+
+
+def _group_mean(x: Tensor, size: int) -> Tensor:
+    """Mean of every ``size`` consecutive channels; the result of a mean is contiguous, so channels that are last stay so."""
+    if _channels_last(x):
+        return x.movedim(1, -1).unflatten(-1, (-1, size)).mean(dim=-1).movedim(-1, 1)
+    return x.unflatten(1, (-1, size)).mean(dim=2)
 
 
 class Downsampler(nn.Module):
@@ -145,7 +207,7 @@ class Downsampler(nn.Module):
         x = self._whole_pairs(x, carry)
         if not x.shape[2]:
             return x
-        residual = merge(x, self.stride).unflatten(1, (-1, self.group_size)).mean(dim=2)
+        residual = _group_mean(merge(x, self.stride), self.group_size)
         return merge(self.conv(x, carry), self.stride) + residual
 
     def _whole_pairs(self, x: Tensor, carry: Carry) -> Tensor:
@@ -185,20 +247,29 @@ class Upsampler(nn.Module):
         return out[:, :, self.stride[0] - 1 :] if starts else out
 
 
-class MidBlock(nn.Module):
+class _Residuals(nn.Module):
     """Residual blocks of one width."""
 
     def __init__(self, channels: int, layers: int, conv: ConvFactory) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([ResidualBlock(channels, conv) for _ in range(layers)])
 
-    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+    def residuals(self, x: Tensor, carry: Carry) -> Sum:
+        """All blocks; the sum at the end of the last one is left open."""
+        open_sum = Sum(x)
         for resnet in self.resnets:
-            x = resnet(x, carry)
-        return x
+            open_sum = resnet(open_sum, carry)
+        return open_sum
 
 
-class DownBlock(MidBlock):
+class MidBlock(_Residuals):
+    """Residual blocks alone."""
+
+    def forward(self, x: Tensor, carry: Carry) -> Sum:
+        return self.residuals(x, carry)
+
+
+class DownBlock(_Residuals):
     """Residual blocks, then a down-sampler."""
 
     def __init__(self, channels: int, out_channels: int, stride: Stride, layers: int, conv: ConvFactory) -> None:
@@ -206,11 +277,11 @@ class DownBlock(MidBlock):
         self.downsamplers = nn.ModuleList([Downsampler(channels, out_channels, stride, conv)])
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        return self.downsamplers[0](super().forward(x, carry), carry)
+        return self.downsamplers[0](self.residuals(x, carry).total(), carry)
 
 
-class UpBlock(MidBlock):
-    """An up-sampler, then residual blocks."""
+class UpBlock(_Residuals):
+    """An up-sampler, then residual blocks; the sum at the end of the last one is left open."""
 
     def __init__(
         self, channels: int, stride: Stride, factor: int, residual: bool, layers: int, conv: ConvFactory
@@ -218,5 +289,5 @@ class UpBlock(MidBlock):
         super().__init__(channels // factor, layers, conv)
         self.upsamplers = nn.ModuleList([Upsampler(channels, stride, factor, residual, conv)])
 
-    def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        return super().forward(self.upsamplers[0](x, carry), carry)
+    def forward(self, x: Tensor, carry: Carry) -> Sum:
+        return self.residuals(self.upsamplers[0](x, carry), carry)

@@ -5,6 +5,7 @@ Knows tensors and counters; does not know how they are computed. Never kept on a
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,23 +13,27 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..models.attention import Window
 from ..models.dit import BlockState, SanaStreamingDiT
 from ..models.rope import advance_frames
-from .chunks import ChunkPlan, kept_chunks
+from .chunks import CHUNK_LATENTS, ChunkPlan, kept_chunks
 from .options import StreamOptions
+from .pool import Page, Slot, StatePool
 
 
 class DiTState:
     """The transformer's memory: six verbs, ``read``, ``write``, ``restart``, ``to``, ``tensors``, ``restore``.
 
     Per GDN block (kv [B, h, D, D], z [B, h, D]) in float32, per softmax block keys and values [B, h, capacity * S, D] of the
-    sink and the window in time order, per block the last frame before the temporal convolution [B, 1, S, C]. Buffers are
-    made at the first write, and the first after a restart, and keep their size.
+    sink and the window in time order, with room for those of one more chunk behind them, per block the last frame before the
+    temporal convolution [B, 1, S, C]. All lie in one page of ``pool``, taken at the first write, and keep their place.
 
     ``num_chunks`` and ``num_frames`` count from the start of the stream, ``position`` from the last restart.
     """
 
-    def __init__(self, capacity_frames: int, num_cached_blocks: int, sink_token: bool) -> None:
+    def __init__(
+        self, capacity_frames: int, num_cached_blocks: int, sink_token: bool, pool: StatePool | None = None
+    ) -> None:
         self.capacity_frames = capacity_frames
         self.num_cached_blocks = num_cached_blocks
         self.sink_token = sink_token
@@ -40,12 +45,23 @@ class DiTState:
         # (chunk, latent frames) of what the key and value buffers hold, in order.
         self.segments: list[tuple[int, int]] = []
         self._buffers: list[BlockState] = []
+        self._pool = pool or StatePool()
+        # None while there are no buffers, and for those of a file that were not read yet.
+        self._page: Page | None = None
 
     @classmethod
-    def for_plan(cls, plan: ChunkPlan, options: StreamOptions) -> DiTState:
+    def for_plan(cls, plan: ChunkPlan, options: StreamOptions, pool: StatePool | None = None) -> DiTState:
         """The memory of a stream that has seen nothing."""
         window, sink = options.num_cached_blocks, options.sink_token
-        return cls(plan.cache_capacity(window, sink, options.anchor_every), window, sink)
+        return cls(plan.cache_capacity(window, sink, options.anchor_every), window, sink, pool)
+
+    def clone(self) -> DiTState:
+        """A copy that goes on by itself, in a page of its own."""
+        twin = copy.copy(self)
+        twin.segments, twin._buffers = list(self.segments), list(self._buffers)
+        if self._page is not None:
+            twin._lay_out(self._buffers)
+        return twin
 
     @property
     def is_empty(self) -> bool:
@@ -68,21 +84,27 @@ class DiTState:
         self.num_chunks += 1
         self.num_frames += num_frames
         self.anchor_chunk, self.anchor_frame = self.num_chunks, self.num_frames
-        self.segments, self._buffers = [], []
+        self.segments = []
 
     def read(self, sink_shift: int = 0) -> list[BlockState] | None:
-        """What each block reads before the next chunk; None while empty. Views: do not write to them.
+        """What each block reads before the next chunk; None while empty. Views: only the room behind them is written to.
 
         With ``sink_shift`` softmax blocks see the sink that many latent frames later. Their keys are then copies, made
         from the keys as they were written, so nothing adds up over a long stream.
         """
         if self.is_empty:
             return None
-        used = sum(frames for _, frames in self.segments)
-        blocks = [BlockState(_view(block.memory, used * block.frame.shape[2]), block.frame) for block in self._buffers]
+        if self._page is None:
+            self._lay_out(self._buffers)
+        used = self._used_frames
+        blocks = [_readable(block, used * block.frame.shape[2]) for block in self._buffers]
         if not sink_shift:
             return blocks
         return [_with_sink_at(block, self.sink_frames, sink_shift) if _is_softmax(block) else block for block in blocks]
+
+    @property
+    def _used_frames(self) -> int:
+        return sum(frames for _, frames in self.segments)
 
     @torch.no_grad()
     def write(self, written: Sequence[BlockState], num_frames: int) -> None:
@@ -94,7 +116,7 @@ class DiTState:
         moves, used = self._plan_moves(kept)
         for block, new in zip(self._buffers, written, strict=True):
             block.frame.copy_(new.frame)
-            for buffer, value in zip(block.memory, new.memory, strict=True):
+            for buffer, value in zip(block.tensors, new.tensors, strict=True):
                 if not _is_softmax(new):
                     buffer.copy_(value)
                     continue
@@ -103,7 +125,8 @@ class DiTState:
                     span = buffer[:, :, source * tokens : (source + frames) * tokens].clone()
                     buffer[:, :, target * tokens : (target + frames) * tokens] = span
                 if self.num_chunks in kept:
-                    buffer[:, :, used * tokens : (used + num_frames) * tokens] = value
+                    # What the network returned may lie in the room of the same buffer.
+                    buffer[:, :, used * tokens : (used + num_frames) * tokens] = value.clone()
         self.segments = [segment for segment in self.segments if segment[0] in kept]
         if self.num_chunks in kept:
             self.segments.append((self.num_chunks, num_frames))
@@ -122,24 +145,41 @@ class DiTState:
         return moves, target
 
     def allocate(self, written: Sequence[BlockState]) -> None:
-        """Makes the buffers, once, for what the network returned; ``write`` needs no other memory to speak of."""
+        """Takes the page, once, for what the network returned; ``write`` needs no other memory to speak of."""
         if not self._buffers:
-            self._buffers = [self._allocate(block) for block in written]
+            self._lay_out(written, fill=False)
 
-    def _allocate(self, block: BlockState) -> BlockState:
+    def _lay_out(self, blocks: Sequence[BlockState], fill: bool = True) -> None:
+        """Takes a page for blocks like these, and with ``fill`` copies them into it."""
+        slots = [slot for block in blocks for slot in self._slots(block)]
+        page = self._pool.take(slots, blocks[0].frame.device)
+        tensors = iter(page.tensors)
+        laid = [BlockState((next(tensors), next(tensors)), next(tensors)) for _ in blocks]
+        for block, old in zip(laid, blocks if fill else (), strict=fill):
+            block.frame.copy_(old.frame)
+            for buffer, value in zip(block.tensors, old.tensors, strict=True):
+                if _is_softmax(block):
+                    buffer = buffer[:, :, : value.shape[2]]
+                buffer.copy_(value)
+        self._page, self._buffers = page, laid
+
+    def _slots(self, block: BlockState) -> list[Slot]:
+        """Shapes and dtypes of a block's buffers: of its memory, then of its frame."""
+        first, second = (tuple(value.shape) for value in block.tensors)
         if _is_softmax(block):
-            tokens = self.capacity_frames * block.frame.shape[2]
-            keys, values = block.memory
-            shape = (*keys.shape[:2], tokens, keys.shape[3])
-            return BlockState((keys.new_zeros(shape), values.new_zeros(shape)), torch.empty_like(block.frame))
-        kv, z = block.memory
-        return BlockState((torch.empty_like(kv), torch.empty_like(z)), torch.empty_like(block.frame))
+            tokens = (self.capacity_frames + CHUNK_LATENTS) * block.frame.shape[2]
+            first = second = (*first[:2], tokens, first[3])
+        shapes = (first, second, tuple(block.frame.shape))
+        return [(shape, value.dtype) for shape, value in zip(shapes, (*block.tensors, block.frame), strict=True)]
 
     def to(self, device: torch.device | str) -> None:
         """Moves the buffers."""
-        self._buffers = [
-            BlockState((b.memory[0].to(device), b.memory[1].to(device)), b.frame.to(device)) for b in self._buffers
-        ]
+        if self._buffers and self._buffers[0].frame.device != torch.empty(0, device=device).device:
+            moved = [
+                BlockState((b.tensors[0].to(device), b.tensors[1].to(device)), b.frame.to(device))
+                for b in self._buffers
+            ]
+            self._lay_out(moved)
 
     def check(self, model: SanaStreamingDiT, grid: tuple[int, int], rows: int) -> None:
         """InputError unless the buffers are those of this network for latents of ``grid`` and a batch of ``rows``."""
@@ -164,11 +204,23 @@ class DiTState:
                 )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Buffers under stable names; none while empty."""
+        """Buffers under stable names, what is not in use as zeros; none while empty."""
         for index, block in enumerate(() if self.is_empty else self._buffers):
-            names = ("key", "value") if _is_softmax(block) else ("kv", "z")
-            for name, value in zip((*names, "frame"), (*block.memory, block.frame), strict=True):
+            names, memory = ("kv", "z"), block.tensors
+            if _is_softmax(block):
+                names, (keys, values), tokens = ("key", "value"), memory, block.frame.shape[2]
+                memory = self._kept(keys, tokens), self._kept(values, tokens)
+            for name, value in zip((*names, "frame"), (*memory, block.frame), strict=True):
                 yield f"blocks.{index}.{name}", value
+
+    def _kept(self, buffer: torch.Tensor, tokens: int) -> torch.Tensor:
+        """A buffer of keys or values without its room, which the chunk in hand may have written to."""
+        buffer = buffer[:, :, : self.capacity_frames * tokens]
+        used = self._used_frames * tokens
+        if used < buffer.shape[2]:
+            buffer = buffer.clone()
+            buffer[:, :, used:] = 0
+        return buffer
 
     def counters(self) -> dict[str, Any]:
         return {
@@ -202,19 +254,20 @@ class DiTState:
 
 def _is_softmax(block: BlockState) -> bool:
     """Keys and values have equal shapes, kv and z have not."""
-    return block.memory[0].shape == block.memory[1].shape
+    return block.tensors[0].shape == block.tensors[1].shape
+
+
+def _readable(block: BlockState, used: int) -> BlockState:
+    """A block's buffers as the network takes them, ``used`` tokens of keys and values."""
+    if not _is_softmax(block):
+        return block
+    return BlockState(Window(*block.tensors, used), block.frame)
 
 
 def _with_sink_at(block: BlockState, sink_frames: int, shift: int) -> BlockState:
     """A softmax block whose first ``sink_frames`` of keys stand ``shift`` latent frames later."""
-    keys, values = block.memory
+    assert isinstance(block.memory, Window)
+    keys, values, used = block.memory
     tokens = sink_frames * block.frame.shape[2]
-    turned = torch.cat([advance_frames(keys[:, :, :tokens], shift), keys[:, :, tokens:]], 2)
-    return BlockState((turned, values), block.frame)
-
-
-def _view(memory: tuple[torch.Tensor, torch.Tensor], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    first, second = memory
-    if first.shape != second.shape:
-        return memory
-    return first[:, :, :tokens], second[:, :, :tokens]
+    turned = torch.cat([advance_frames(keys[:, :, :tokens], shift), keys[:, :, tokens:used]], 2)
+    return BlockState((turned, values[:, :, :used]), block.frame)

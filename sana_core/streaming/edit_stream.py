@@ -5,6 +5,7 @@ Ties geometry, VAE, transformer and state together, chunk by chunk. Knows nothin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +14,16 @@ from ..errors import InputError
 from ..models.causal_vae import CausalVAE, VAEState
 from ..models.dit import PromptContext, SanaStreamingDiT
 from ..models.prompt import PromptEmbedding
-from ..models.stream_decoder import DecoderName, StreamDecoder, stream_decoder
-from ..video.geometry import pixels_to_image, pixels_to_uint8
 from .chunks import ChunkPlan
 from .clip_latents import ClipLatents, LatentsRecorder
-from .frame_stream import Commit, FrameStream, OnProgress, Progress, check_size
+from .decode_stream import DecodeStream
+from .edited_chunk import EditedChunk
+from .frame_stream import Commit, OnProgress, Progress, check_size
+from .lanes import Lane, hand_over, to_device
 from .noise import ChunkNoise
 from .options import StreamOptions
+from .passes import GraphedPasses, Passes
+from .pool import StatePool
 from .prompt_encoders import FixedPrompts, PreparedPrompts, PromptEncoder
 from .prompt_schedule import FramePrompts, check_frame_prompts, place_at
 from .sampler import check_latent_channels, check_streaming, commit_chunk, prompt_context, sample_chunk
@@ -38,30 +42,23 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class EditedChunk:
-    """Frames that one chunk completed: ``pixels`` [F, 3, H, W], F >= 1, about -1 to 1, not clamped.
+class _Encoded:
+    """Source latents of the next chunk, made from the encoder's state ``before``, and that state after it."""
 
-    ``first_frame`` counts from the start. With a causal decoder they are the chunk's own frames; with chunk_tile they begin and
-    end earlier, a first chunk of three latent frames completes none, and the last one brings the rest.
-    """
-
-    index: int
-    first_frame: int
-    pixels: torch.Tensor
-
-    @property
-    def frames(self) -> torch.Tensor:
-        """uint8 RGB [F, H, W, 3], truncated as in the release."""
-        return pixels_to_uint8(self.pixels)
-
-    @property
-    def images(self) -> torch.Tensor:
-        """float32 RGB [F, H, W, 3] in 0 to 1."""
-        return pixels_to_image(self.pixels)
+    chunk: int
+    num_frames: int
+    before: VAEState
+    source: torch.Tensor
+    after: VAEState
 
 
-class EditStream(FrameStream[EditedChunk]):
+class EditStream(DecodeStream):
     """Edits a video as it comes. See :class:`FrameStream` for what holds between pushes.
+
+    With ``overlap`` a chunk comes out one chunk later: while it is decoded, the next one is denoised and the one after that
+    encoded, if its frames wait already (:meth:`drain` with ``ahead``). The frames are the same bit for bit. Its latents are in
+    the state until it counts as given out, so a state saved meanwhile is whole, and goes on with overlap or without. What a
+    new prompt changes is the next chunk to be denoised. :meth:`catch_up` brings out what was put off.
 
     Args:
         model: streaming transformer.
@@ -75,8 +72,11 @@ class EditStream(FrameStream[EditedChunk]):
         antialias: whether larger frames are averaged when they are made to fit; the release does not.
         total_frames: length of the clip, None for a live stream. A known length gives the release's chunk plan and noise.
         options: see :class:`StreamOptions`.
-        device, vae_device: where to compute; by default where the weights are.
-        on_progress: called before every network pass and VAE call; raising from it stops the stream.
+        device, vae_device: where to compute; by default where the weights are. They may be two GPUs.
+        on_progress: called before every network pass and VAE call is queued; raising from it stops the stream.
+        overlap: see above; worth its memory on a GPU, where the two directions of the VAE get lanes of their own.
+        passes: runs the network; by default plainly. May be shared by streams of one model that take turns.
+        pool: where the transformer's memory comes from; one that outlives the stream serves the next with the same pages.
         given: noise and source latents of the whole clip, taken instead of drawn noise and of encoded frames, which then
             only count; needs ``total_frames``. recorder: is told noise, source and result of each chunk given out.
 
@@ -101,6 +101,9 @@ class EditStream(FrameStream[EditedChunk]):
         device: torch.device | str | None = None,
         vae_device: torch.device | str | None = None,
         on_progress: OnProgress | None = None,
+        overlap: bool = False,
+        passes: Passes | None = None,
+        pool: StatePool | None = None,
         given: ClipLatents | None = None,
         recorder: LatentsRecorder | None = None,
     ) -> None:
@@ -114,7 +117,7 @@ class EditStream(FrameStream[EditedChunk]):
             # The first prompt is part of it, so that a reset begins with that one.
             state.schedule = schedule if schedule[0][0] == 0 else ((0, prompt), *schedule)
             state.prompt, state.schedule_place = state.schedule[0][1], 1
-        self._start(model, vae, text, state, device, vae_device, on_progress, given, recorder)
+        self._start(model, vae, text, state, device, vae_device, on_progress, overlap, passes, pool, given, recorder)
         if given is not None:
             if self.plan.total_latents is None:
                 raise InputError("given latents are those of a whole clip; give its length as total_frames")
@@ -131,6 +134,8 @@ class EditStream(FrameStream[EditedChunk]):
         device: torch.device | str | None = None,
         vae_device: torch.device | str | None = None,
         on_progress: OnProgress | None = None,
+        overlap: bool = False,
+        passes: Passes | None = None,
     ) -> EditStream:
         """Goes on with a saved stream, which keeps its prompt, size and options. ``state`` is taken over, not copied.
 
@@ -146,7 +151,7 @@ class EditStream(FrameStream[EditedChunk]):
             grid = (state.settings.height // factor, state.settings.width // factor)
             state.dit.check(model, grid, rows=2 if options.guided else 1)
         stream = cls.__new__(cls)
-        stream._start(model, vae, text, state, device, vae_device, on_progress)
+        stream._start(model, vae, text, state, device, vae_device, on_progress, overlap, passes)
         return stream
 
     def _start(
@@ -158,15 +163,20 @@ class EditStream(FrameStream[EditedChunk]):
         device: torch.device | str | None,
         vae_device: torch.device | str | None,
         on_progress: OnProgress | None,
+        overlap: bool,
+        passes: Passes | None,
+        pool: StatePool | None = None,
         given: ClipLatents | None = None,
         recorder: LatentsRecorder | None = None,
     ) -> None:
         if state.schedule and isinstance(text, FixedPrompts):
             raise ValueError("FixedPrompts has one embedding for every text; a schedule needs PreparedPrompts")
-        super().__init__(vae, state, vae_device, on_progress)
-        self._decoder: StreamDecoder = stream_decoder(vae)
+        super().__init__(vae, state, vae_device, on_progress, overlap)
         self.model, self.text = model, text
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
+        self._passes, self._pool = passes or Passes(model), pool
+        self._model_lane = Lane(self.device)
+        self._encoded: _Encoded | None = None
         self._given, self._recorder = given, recorder
         assert state.settings.options is not None
         frame_shape = (model.config.in_channels, *self._grid)
@@ -174,6 +184,11 @@ class EditStream(FrameStream[EditedChunk]):
         self._context: PromptContext | None = None
         self._memory()
         self._embed_prompt()
+
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether passes of the network are recorded and replayed."""
+        return isinstance(self._passes, GraphedPasses)
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -186,7 +201,7 @@ class EditStream(FrameStream[EditedChunk]):
         state = self.state
         if state.dit is None:
             assert state.settings.options is not None
-            state.dit = DiTState.for_plan(self.plan, state.settings.options)
+            state.dit = DiTState.for_plan(self.plan, state.settings.options, self._pool)
         state.dit.to(self.device)
         return state.dit
 
@@ -194,16 +209,6 @@ class EditStream(FrameStream[EditedChunk]):
     def noise_mode(self) -> str:
         """``clip`` or ``chunk``: the mode in force, which for long and live streams is always ``chunk``; ``file`` if given."""
         return self._noise.mode if self._given is None else "file"
-
-    @property
-    def decoder_name(self) -> DecoderName:
-        """``causal`` or ``chunk_tile``: how this VAE's latents are decoded."""
-        return self._decoder.name
-
-    @property
-    def frames_held(self) -> int:
-        """Frames of finished chunks that come out with the next ones: none with a causal decoder, 16 or so with chunk_tile."""
-        return self._decoder.held_frames(self.state.decoder)
 
     def set_prompt(self, prompt: str) -> None:
         """Changes the instruction from the next chunk on; nothing is reset."""
@@ -234,86 +239,121 @@ class EditStream(FrameStream[EditedChunk]):
         self.state = StreamState(
             old.settings, prompt=old.prompt, negative_prompt=old.negative_prompt, schedule=old.schedule
         )
+        self._encoded = None
 
-    def _process(
-        self, video: torch.Tensor, chunk: int, num_frames: int, last: bool
-    ) -> tuple[EditedChunk | None, Commit]:
-        state, options = self.state, self.state.settings.options
+    @torch.no_grad()
+    def _take(self, num_frames: int, last: bool) -> Iterator[EditedChunk]:
+        if not self.overlap:
+            yield from self.catch_up()
+            self.settle()
+            yield from super()._take(num_frames, last)
+            return
+        decoded = self._decode_next()
+        left = self._left(num_frames)
+        latents, encoder, commit = self._denoise(self._next_chunk, num_frames, last)
+        # A copy to another device belongs to the lane that decodes.
+        latents = hand_over(latents, self._model_lane, self._decode_lane)
+        if not self._model_lane.is_beside(self._decode_lane):
+            self._join(self._decode_lane)
+        state = self.state
+        commit()
+        state.encoder, state.waiting, state.closing = encoder, left, last
+        state.undecoded = (*state.undecoded, latents)
+        self._encode_ahead()
+        if decoded is not None:
+            yield from self._give(decoded)
+        if last:
+            yield from self._end()
+
+    def _process(self, chunk: int, num_frames: int, last: bool) -> tuple[EditedChunk | None, Commit]:
+        state = self.state
+        latents, encoder, commit_denoised = self._denoise(chunk, num_frames, last)
+        latents = hand_over(latents, self._model_lane, self._decode_lane)
+        edited, decoder = self._decode(chunk, latents, state.decoder, last)
+        # Only the end of a stream is padded, so only there is anything cut off.
+        frames = edited[: state.frames_in - state.num_waiting + num_frames - state.frames_out]
+
+        def commit() -> None:
+            commit_denoised()
+            state.encoder, state.decoder = encoder, decoder
+            state.frames_out += len(frames)
+
+        return EditedChunk(chunk, state.frames_out, frames) if len(frames) else None, commit
+
+    def _denoise(self, chunk: int, num_frames: int, last: bool) -> tuple[torch.Tensor, VAEState, Commit]:
+        """Edited latents of the chunk of the first ``num_frames`` waiting frames, the encoder after it, and the commit."""
+        options = self.state.settings.options
         assert options is not None
         assert self._context is not None
         memory = self._memory()
         self._follow_schedule()
-        carry = options.carries(chunk, last)
-        units = options.passes(carry) + 2
-        self._announce(chunk, "encode", 0, units)
-        with self._timed("encode"):
-            noise, source, encoder = self._inputs(video, chunk, memory.num_frames)
-        with self._timed("denoise"):
+        units = self._units(chunk, last)
+        encoded = self._take_encoded(chunk, num_frames)
+        if encoded is None:
+            self._announce(chunk, "encode", 0, units)
+            encoded = self._encode(chunk, num_frames)
+        noise, source = self._drawn_noise(chunk, memory.num_frames, encoded.source.shape[2]), encoded.source
+        if self._given is None:
+            source = hand_over(source, self.lane, self._model_lane)
+        with self._timed("denoise", self._model_lane):
             latents, written = sample_chunk(
                 self.model,
                 memory,
                 self._context,
-                noise,
-                source.to(self.device),
+                to_device(noise, self.device),
+                to_device(source, self.device),
                 options,
-                carry=carry,
+                carry=options.carries(chunk, last),
                 on_pass=lambda number, _: self._announce(chunk, "denoise", 1 + number, units),
+                passes=self._passes,
             )
-        self._announce(chunk, "decode", units - 1, units)
-        with self._timed("decode"):
-            edited, decoder = self._decode(latents.to(self.vae_device), last)
-        # Only the end of a stream is padded, so only there is anything cut off.
-        frames = edited[: state.frames_in - state.num_waiting + num_frames - state.frames_out]
         if written is not None:
             memory.allocate(written)
 
         def commit() -> None:
             commit_chunk(memory, written, source.shape[2], last)
-            state.encoder, state.decoder = encoder, decoder
-            state.frames_out += len(frames)
             if self._recorder is not None:
                 self._recorder.add(noise, source, latents)
 
-        return EditedChunk(chunk, state.frames_out, frames) if len(frames) else None, commit
+        return latents, encoded.after, commit
 
-    def _inputs(self, video: torch.Tensor, chunk: int, start: int) -> tuple[torch.Tensor, torch.Tensor, VAEState]:
-        """Noise and source latents of a chunk whose first latent frame is ``start``, and the encoder's new state."""
+    def _drawn_noise(self, chunk: int, start: int, num_latents: int) -> torch.Tensor:
         if self._given is not None:
-            part = slice(start, start + -(-video.shape[2] // self.vae.config.temporal_factor))
-            return self._given.noise[:, :, part], self._given.source[:, :, part], {}
-        source, encoder = self.vae.encode(video, self.state.encoder)
-        return self._noise.draw(chunk, start, source.shape[2]), source, encoder
+            return self._given.noise[:, :, start : start + num_latents]
+        return self._noise.draw(chunk, start, num_latents)
 
-    def _decode(self, latents: torch.Tensor, last: bool) -> tuple[torch.Tensor, VAEState]:
-        """The frames [F, 3, H, W] that a chunk's latents complete, and the decoder's new state."""
-        pixels, after = self._decoder.decode(latents, self.state.decoder)
-        if last and (rest := self._decoder.flush(after)) is not None:
-            pixels, after = torch.cat([pixels, rest], 2), {}
-        return pixels[0].movedim(1, 0), after
+    def _encode(self, chunk: int, num_frames: int) -> _Encoded:
+        before = self.state.encoder
+        if self._given is not None:
+            start, factor = self._memory().num_frames, self.vae.config.temporal_factor
+            count = -(-self.plan.padded_frames(chunk, num_frames) // factor)
+            return _Encoded(chunk, num_frames, before, self._given.source[:, :, start : start + count], {})
+        with self._timed("encode", self.lane):
+            source, after = self.vae.encode(self._video(chunk, num_frames), before)
+        self._join(self.lane)
+        return _Encoded(chunk, num_frames, before, source, after)
 
-    def _held_back(self) -> tuple[EditedChunk | None, Commit]:
-        state, options, chunk = self.state, self.state.settings.options, self._next_chunk - 1
-        assert options is not None
-        if not self.frames_held:
-            return super()._held_back()
-        units = options.passes(carry=True) + 2
-        self._announce(chunk, "decode", units - 1, units)
-        with self._timed("decode"):
-            rest = self._decoder.flush(state.decoder)
-        assert rest is not None
-        frames = rest[0].movedim(1, 0)
+    def _encode_ahead(self) -> None:
+        """Encodes the next chunk if its frames wait. Outside the state: where the stream is stopped it is made again."""
+        chunk, state = self._next_chunk, self.state
+        needed = self.plan.pixel_frames(chunk)
+        if state.closing or state.num_waiting < needed:
+            return
+        self._announce(chunk, "encode", 0, self._units(chunk, self.plan.is_last(chunk)))
+        self._encoded = self._encode(chunk, needed)
 
-        def commit() -> None:
-            state.decoder = {}
-            state.frames_out += len(frames)
-
-        return EditedChunk(chunk, state.frames_out, frames), commit
+    def _take_encoded(self, chunk: int, num_frames: int) -> _Encoded | None:
+        """What was encoded ahead, if it is of this chunk and goes on from the encoder's state."""
+        found, self._encoded = self._encoded, None
+        if found is None or found.before is not self.state.encoder:
+            return None
+        return found if (found.chunk, found.num_frames) == (chunk, num_frames) else None
 
     def _embed_prompt(self) -> None:
         """Encodes the prompts in force and forms the keys and values that every chunk reads."""
         state, options = self.state, self.state.settings.options
         assert options is not None
-        with self._timed("text"), torch.no_grad():
+        with self._timed("text", self._model_lane), torch.no_grad():
             positive = self.text.encode(state.prompt)
             negative = self.text.encode_negative(state.negative_prompt) if options.guided else None
             self.text.unload()

@@ -10,12 +10,12 @@ from ..config import DiTConfig, VAEConfig
 from ..models.causal_vae import CausalVAE
 from ..models.stream_decoder import stream_decoder
 from ..models.vae_tiles import SpatialTiles
-from .chunks import ChunkPlan
+from .chunks import CHUNK_LATENTS, ChunkPlan
 from .options import StreamOptions
 
 # Tensors of the size of the widest activation that are alive at once: the gated MixFFN (13440 channels for 2240) with its
 # depthwise convolution, and a residual block of the VAE with norm, activation, padding and history.
-DIT_LIVE_WIDTHS = 30
+DIT_LIVE_WIDTHS = 36
 VAE_LIVE_TENSORS = 7
 
 
@@ -43,11 +43,11 @@ def dit_memory(
     softmax = len(config.softmax_layers)
     kv_frames = plan.cache_capacity(options.num_cached_blocks, options.sink_token, options.anchor_every)
     carried = _written(config, kv_frames, frame)
-    # One block reads its cached keys and values joined with the chunk's own.
-    joined = 2 * (kv_frames + plan.first_latents) * frame
-    # Keys with the sink turned are copies, one per block, while a chunk is computed.
-    turned = softmax * kv_frames * frame if options.max_sink_distance else 0
-    return rows * carried, rows * (DIT_LIVE_WIDTHS * plan.first_latents * frame + joined + turned)
+    # The chunk's own keys and values have room behind the cached ones.
+    room = softmax * 2 * CHUNK_LATENTS * frame
+    # Keys with the sink turned are copies, one per block, while a chunk is computed, and one block joins them with its own.
+    turned = softmax * kv_frames * frame + 2 * (kv_frames + CHUNK_LATENTS) * frame if options.max_sink_distance else 0
+    return rows * carried, rows * (DIT_LIVE_WIDTHS * plan.first_latents * frame + room + turned)
 
 
 def short_memory(config: DiTConfig, num_latents: int, grid: tuple[int, int], guided: bool, dtype: torch.dtype) -> int:

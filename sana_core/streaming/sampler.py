@@ -15,6 +15,7 @@ from ..models.dit import BlockState, PromptContext, SanaStreamingDiT
 from ..sampling.flow_match import euler_step, streaming_schedule
 from .chunks import cache_capacity, chunk_boundaries, spans
 from .options import StreamOptions
+from .passes import Passes
 from .state import DiTState
 
 # Called before each network pass with (pass number, passes of this chunk); stops the stream by raising.
@@ -57,12 +58,14 @@ def sample_chunk(
     *,
     carry: bool,
     on_pass: OnPass | None = None,
+    passes: Passes | None = None,
 ) -> tuple[torch.Tensor, list[BlockState] | None]:
     """Denoised latents of one chunk [B, C, T, H, W] float32, and what to carry to the next (None unless ``carry``).
 
     ``carry`` is :meth:`StreamOptions.carries`. ``state`` is only read: the caller commits what is returned with
     :func:`commit_chunk` once the whole chunk is done, so a chunk that is stopped half way leaves the stream at its last
-    border.
+    border. What is to be carried may lie in the state's scratch room or in a graph's results: commit it before the next chunk.
+    ``passes`` runs the network and may keep things from chunk to chunk; by default it keeps nothing.
     """
     schedule = streaming_schedule(options.steps, options.flow_shift)
     num_frames, height, width = source.shape[2:]
@@ -70,16 +73,15 @@ def sample_chunk(
     blocks = state.read(sink_shift(state, num_frames, options.max_sink_distance))
     rows = 2 if options.guided else 1
     sources = source.repeat(rows, 1, 1, 1, 1)
-    passes = options.passes(carry)
+    runs = passes or Passes(model)
+    count = options.passes(carry)
 
     def run(x: torch.Tensor, timestep: float, number: int) -> tuple[torch.Tensor, list[BlockState]]:
         if on_pass is not None:
-            on_pass(number, passes)
-        inputs = x.repeat(rows, 1, 1, 1, 1)
-        times = torch.full((inputs.shape[0],), timestep, device=x.device)
-        return model(inputs, times, sources, prompt, blocks, positions)
+            on_pass(number, count)
+        return runs(x.repeat(rows, 1, 1, 1, 1), timestep, sources, prompt, blocks, positions)
 
-    x = noise.to(source.device, torch.float32)
+    x = noise.to(source.device, torch.float32, non_blocking=True)
     first = options.start_step
     if first:
         x = (1 - schedule.sigmas[first]) * source.float() + schedule.sigmas[first] * x
@@ -131,6 +133,7 @@ def sample_chunks(
     *,
     last: bool,
     on_pass: Callable[[int, int, int], None] | None = None,
+    passes: Passes | None = None,
 ) -> Iterator[torch.Tensor]:
     """Edited latents [B, C, T, H, W] float32, chunk by chunk; ``state`` moves on after each.
 
@@ -140,7 +143,9 @@ def sample_chunks(
         source: source latents [B, C, T, H, W] of the chunks, T = sum of ``sizes``.
         last: nothing follows, so the last chunk need not be carried on.
         on_pass: called before each pass with (index in ``sizes``, pass, passes of the chunk); may raise to stop.
+        passes: runs the network; by default it keeps what stays the same between these chunks.
     """
+    passes = passes or Passes(model)
     start = 0
     for index, size in enumerate(sizes):
         final = last and index + 1 == len(sizes)
@@ -153,6 +158,7 @@ def sample_chunks(
             options,
             carry=options.carries(state.num_chunks, final),
             on_pass=None if on_pass is None else functools.partial(on_pass, index),
+            passes=passes,
         )
         commit_chunk(state, written, size, final)
         start += size

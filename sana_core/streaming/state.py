@@ -26,6 +26,9 @@ __all__ = ["DiTState", "StreamSettings", "StreamState"]
 
 FORMAT = "sana_streaming_state"
 FORMAT_VERSION = 1
+# Of a stream whose last chunks are not decoded yet, which programs that know version 1 alone would lose.
+UNDECODED_VERSION = 2
+UNDECODED = "undecoded."
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class StreamState:
         settings: what may not change.
         dit: memory of the transformer; None before its first chunk.
         encoder, decoder: caches of the VAE's two directions; empty at the start.
+        undecoded: latents [1, C, T, h, w] of chunks that were denoised and not given out, in order: see `EditStream`'s overlap.
+        closing: the last chunk was denoised; nothing more can be pushed, and what is undecoded or held back comes out.
         waiting: frames taken in that do not fill a chunk yet [n, 3, H, W] in [-1, 1], in the VAE's dtype.
         frames_in, frames_out: pixel frames taken in and given out so far.
         prompt, negative_prompt: texts in force.
@@ -86,6 +91,8 @@ class StreamState:
     dit: DiTState | None = None
     encoder: VAEState = field(default_factory=dict)
     decoder: VAEState = field(default_factory=dict)
+    undecoded: tuple[torch.Tensor, ...] = ()
+    closing: bool = False
     waiting: torch.Tensor | None = None
     frames_in: int = 0
     frames_out: int = 0
@@ -106,6 +113,7 @@ class StreamState:
         named = {f"dit.{name}": value for name, value in (self.dit.tensors() if self.dit else ())}
         named |= {f"encoder.{name}": value for name, value in self.encoder.items()}
         named |= {f"decoder.{name}": value for name, value in self.decoder.items()}
+        named |= {f"{UNDECODED}{index}": value for index, value in enumerate(self.undecoded)}
         if self.waiting is not None and self.num_waiting:
             named["waiting"] = self.waiting
         return named
@@ -126,6 +134,7 @@ class StreamState:
         """Moves the VAE's part, which lives where the VAE does."""
         self.encoder = {name: value.to(device) for name, value in self.encoder.items()}
         self.decoder = {name: value.to(device) for name, value in self.decoder.items()}
+        self.undecoded = tuple(latents.to(device) for latents in self.undecoded)
         self.waiting = None if self.waiting is None else self.waiting.to(device)
 
     def clone(self, memory: bool = True) -> StreamState:
@@ -133,12 +142,12 @@ class StreamState:
 
         ``memory=False`` shares the transformer's memory too, for a copy that only encodes or decodes.
         """
-        return replace(self, dit=copy.deepcopy(self.dit) if memory else copy.copy(self.dit))
+        return replace(self, dit=self.dit and (self.dit.clone() if memory else copy.copy(self.dit)))
 
     def release(self) -> None:
         """Lets go of every tensor; the state cannot go on after this."""
         self.dit, self.waiting = None, None
-        self.encoder, self.decoder = {}, {}
+        self.encoder, self.decoder, self.undecoded = {}, {}, ()
         self.finished = True
 
     def save(self, path: str | Path) -> None:
@@ -147,11 +156,12 @@ class StreamState:
 
         path = Path(path)
         counters = {
-            "version": FORMAT_VERSION,
+            "version": UNDECODED_VERSION if self.undecoded else FORMAT_VERSION,
             "settings": self.settings.to_dict(),
             "dit": self.dit and self.dit.counters(),
             "schedule": self.schedule,
             "schedule_place": self.schedule_place,
+            "closing": self.closing,
             **{name: getattr(self, name) for name in _COUNTERS},
         }
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -182,9 +192,9 @@ class StreamState:
     @classmethod
     def _from_parts(cls, counters: dict[str, Any], tensors: dict[str, torch.Tensor]) -> StreamState:
         version = counters.get("version")
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, UNDECODED_VERSION):
             raise InputError(
-                f"the stream state is of format {version}, this version reads {FORMAT_VERSION}; "
+                f"the stream state is of format {version}, this version reads up to {UNDECODED_VERSION}; "
                 "update the package, or start the stream anew"
             )
         return cls(
@@ -192,6 +202,8 @@ class StreamState:
             dit=counters["dit"] and DiTState.restore(counters["dit"], _under("dit.", tensors)),
             encoder=_under("encoder.", tensors),
             decoder=_under("decoder.", tensors),
+            undecoded=tuple(tensors[name] for name in sorted(tensors) if name.startswith(UNDECODED)),
+            closing=bool(counters.get("closing", False)),
             waiting=tensors.get("waiting"),
             # A file without them is of a stream without a schedule.
             schedule=tuple((int(frame), str(prompt)) for frame, prompt in counters.get("schedule", ())),

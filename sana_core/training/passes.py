@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..models import attention
 from ..models.dit import BlockState, PromptContext, SanaStreamingDiT
 from ..sampling.flow_match import DISTILLED_TIMESTEPS
 from ..streaming.chunks import CHUNK_LATENTS, cache_capacity
@@ -139,4 +140,11 @@ def _read(state: DiTState) -> list[BlockState] | None:
     blocks = state.read()
     if blocks is None or not torch.is_grad_enabled():
         return blocks
-    return [BlockState((b.memory[0].clone(), b.memory[1].clone()), b.frame.clone()) for b in blocks]
+    return [_copied(block) for block in blocks]
+
+
+def _copied(block: BlockState) -> BlockState:
+    """In tensors of its own, without the room of a Window."""
+    used = block.memory.used if isinstance(block.memory, attention.Window) else None
+    first, second = (part[:, :, :used].clone() for part in block.tensors)
+    return BlockState((first, second), block.frame.clone())

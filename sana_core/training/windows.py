@@ -21,14 +21,12 @@ class Window:
     """Frames ``start`` to ``start + new_frames - 1``, generated together. All counts are latent frames.
 
     Attributes:
-        choices: what ``new_frames`` was chosen from.
         loss_frames: length of the clip that the score networks see.
         block: frames per sub-chunk; the first of a video takes the remainder too.
     """
 
     start: int
     new_frames: int
-    choices: tuple[int, ...]
     loss_frames: int
     block: int
 
@@ -40,15 +38,6 @@ class Window:
     def history_frames(self) -> int:
         """Frames before the window from which the clip of the score networks is made."""
         return self.loss_frames if self.start else 0
-
-    @property
-    def concatenated_frames(self) -> int:
-        return self.history_frames + self.new_frames
-
-    @property
-    def first_frame_reencoded(self) -> bool:
-        """Whether that clip begins with an image latent made from the history."""
-        return self.start > 0
 
     @property
     def grad_true_range(self) -> tuple[int, int]:
@@ -64,11 +53,6 @@ class Window:
     @property
     def chunk_sizes(self) -> list[int]:
         return [stop - start for start, stop in spans(list(self.sub_chunks))]
-
-    @property
-    def first_global_chunk(self) -> int:
-        """Number of its first chunk in the video."""
-        return self.start // self.block
 
 
 @dataclass(frozen=True)
@@ -115,7 +99,7 @@ def plan_windows(
         )
     if min_new < 1 or min_new % block:
         raise InputError(f"min_new {min_new} is not made of sub-chunks of {block}; use a multiple of {block}")
-    windows = [Window(0, chunk_size, (chunk_size,), chunk_size, block)]
+    windows = [Window(0, chunk_size, chunk_size, block)]
     while choices := range(min_new, min(num_frames - windows[-1].stop + 1, chunk_size), block):
-        windows.append(Window(windows[-1].stop, choose(choices), tuple(choices), chunk_size, block))
+        windows.append(Window(windows[-1].stop, choose(choices), chunk_size, block))
     return WindowPlan(num_frames, tuple(windows))

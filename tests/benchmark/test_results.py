@@ -10,6 +10,7 @@ from sana_streaming.sana_core.benchmark.results import Results, check_results, r
 from sana_streaming.sana_core.benchmark.sizes import Bench
 from sana_streaming.sana_core.benchmark.table import table
 from sana_streaming.sana_core.cli import main
+from sana_streaming.sana_core.commands import bench as bench_command
 from sana_streaming.sana_core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +177,34 @@ def test_command(tmp_path, capsys):
     assert values["rows"]["norm_modulate@256x448"]["timings"].keys() == {"eager"}
     assert "compiled" in values["rows"]["norm_modulate@256x448"]["skipped"]
     assert table(values) in printed
+
+
+def test_a_run_that_was_cut_short_goes_on(tmp_path, capsys, monkeypatch):
+    """Rows that the file has are left alone; --again measures them in place, --replace begins with an empty file."""
+    measured = []
+
+    def run_rows(bench, pairs, results, log):
+        for row, size in pairs:
+            measured.append(f"{row.name}@{size.name}")
+            results.add({**record(row.name, size.name), "what": f"run {len(measured)}"})
+
+    monkeypatch.setattr(bench_command, "run_rows", run_rows)
+    target = tmp_path / "bench.json"
+    first = ["bench", "--device", "cpu", "--json", str(target), "--only"]
+    names = ["gdn@704x1280", "pass@160x256"]
+
+    def run(*arguments):
+        measured.clear()
+        assert main([*first, *arguments]) == 0
+        return list(measured), {key: row["what"] for key, row in read_results(target)["rows"].items()}
+
+    assert run("gdn") == (names[:1], {names[0]: "run 1"})
+    capsys.readouterr()
+    assert run("gdn", "pass") == (names[1:], {names[0]: "run 1", names[1]: "run 1"})
+    assert "1 of 2 rows are in" in capsys.readouterr().out
+    assert run("gdn", "pass") == ([], {names[0]: "run 1", names[1]: "run 1"})
+    assert run("gdn", "pass", "--again") == (names, {names[0]: "run 1", names[1]: "run 2"})
+    assert run("pass", "--replace") == (names[1:], {names[1]: "run 1"})
 
 
 def test_command_lists_rows(capsys):

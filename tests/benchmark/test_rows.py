@@ -24,6 +24,7 @@ OPERATORS = {
     "mix_ffn_middle",
     "norm_modulate",
     "qk_norm_relu_rope",
+    "qk_norm_rope",
     "output_gate",
     "gated_residual",
     "vae_norm_silu_pad",
@@ -122,7 +123,7 @@ def test_the_released_network_has_the_same_numbers_and_weights():
 def test_every_operator_has_an_eager_form():
     assert set(operators.IMPLEMENTATIONS) == OPERATORS - {"gdn", "gdn_fused"}
     assert all("eager" in loaders for loaders in operators.IMPLEMENTATIONS.values())
-    assert set(operators.fast_gdn_implementations()) == set(get_args(Implementation)) - {"auto", "naive"}
+    assert set(operators.fast_implementations()) == set(get_args(Implementation)) - {"auto", "naive"}
 
 
 def test_ceilings_are_positive():

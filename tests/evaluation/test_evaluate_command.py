@@ -30,8 +30,9 @@ def evaluate(toy, *arguments):
     return main(["evaluate", *options])
 
 
-def test_report_and_sheet(toy, tmp_path, capsys):
-    report, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
+@pytest.mark.parametrize(("ending", "form"), [("png", "PNG"), ("jpg", "JPEG")])
+def test_report_and_sheet(toy, tmp_path, capsys, ending, form):
+    report, sheet = tmp_path / "report.json", tmp_path / f"sheet.{ending}"
     assert evaluate(toy, "--json", report, "--sheet", sheet, "--loop-frames", 64, "--seed", 5) == 0
     found = json.loads(report.read_text())
     wanted = {"complete": True, "steps": 1, "seed": 5, "height": 64, "width": 64, "frames": 17, "dtype": "float32"}
@@ -47,7 +48,7 @@ def test_report_and_sheet(toy, tmp_path, capsys):
     assert (long_run["frames"], long_run["period"]) == (64, 32) and long_run["boundary_jump"] > 0
     assert long_run["difference"] == pytest.approx(long_run["psnr_end"] - long_run["psnr_start"])
     with Image.open(sheet) as picture:
-        assert picture.format == "PNG"
+        assert picture.format == form
     printed = capsys.readouterr()
     assert "black_and_white" in printed.out and "VAE round trip" in printed.out and "long run" in printed.out
     assert "[7/7]" in printed.err and " left" in printed.err
@@ -91,7 +92,7 @@ def test_the_built_in_model_is_the_default_at_its_own_size():
         (("--seed", -1), "seed -1 is out of range"),
         (("--model", "/nowhere"), "--model /nowhere does not exist"),
         (("--json", "/nowhere/report.json"), "there is no folder /nowhere"),
-        (("--sheet", "sheet.jpg"), "--sheet sheet.jpg is not a .png file"),
+        (("--sheet", "sheet.bmp"), "--sheet sheet.bmp is not a .png or .jpg file"),
         (("--device", "abacus"), "--device abacus cannot be used here"),
     ],
 )
@@ -114,8 +115,18 @@ def test_missing_pictures_are_told_at_once(toy, capsys, monkeypatch, package):
     refused(evaluate(toy), capsys, f"pip install {package}")
 
 
+def test_a_clip_that_is_not_measured_is_not_read(toy, caplog):
+    """One of the clips has pixels that are not square, which its reader warns of."""
+    sources._clip_frames.cache_clear()
+    assert evaluate(toy, "--frames", 2) == 0
+    assert not caplog.records
+    sources._clip_frames.cache_clear()
+    assert next(sources.held_out_clips(1, 64, 64, numbers=[2])).name == "carphone_pristine.mp4 from 0"
+    assert "pixels of" in caplog.text
+
+
 def refused(code, capsys, message):
     printed = capsys.readouterr()
     assert code == 2 and not printed.out
-    lines = [line for line in printed.err.splitlines() if not line.startswith("WARNING")]
+    lines = printed.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]

@@ -6,20 +6,18 @@ test_triton_gdn_cuda.py.
 
 import importlib.util
 import itertools
-import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import gdn_cases
 import pytest
+import sana_streaming
+import scripts
 import torch
 from sana_streaming.kernels.deferred_jit import DeferredJit
-from sana_streaming.kernels.gdn import gdn_fused
+from sana_streaming.kernels.gdn import gdn_fused, gdn_operator
 
-SUPPORT = Path(gdn_cases.__file__).parent
 CASES = gdn_cases.covering_cases()
 # Bytes that one program may take (CUDA programming guide, "compute capabilities").
 SHARED_MEMORY = {(8, 0): 166912, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448, (12, 0): 101376}
@@ -27,25 +25,9 @@ SHARED_MEMORY = {(8, 0): 166912, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is missing")
 
 
-def run_script(name, environment):
-    """Rows that a script of tests/support prints; a process of its own, one thread."""
-    done = subprocess.run(
-        [sys.executable, SUPPORT / name],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 @pytest.fixture(scope="module")
 def interpreted():
-    rows = {row["name"]: row for row in run_script("gdn_cases.py", {"TRITON_INTERPRET": "1"})}
-    if "trouble" in rows:
-        pytest.skip(f"triton's interpreter does not work here: {rows['trouble']['reason']}")
-    return rows
+    return scripts.interpreted_rows("gdn_cases.py")
 
 
 def assert_small(errors, dtype):
@@ -86,9 +68,15 @@ def test_layout_repetition_and_zero_memory_change_no_bit(interpreted, dtype):
 
 
 @needs_triton
+@pytest.mark.parametrize("ahead_of_time", [False, True])
+def test_a_compiled_block_is_one_graph_with_the_same_bits(interpreted, ahead_of_time):
+    assert interpreted[f"graph-{ahead_of_time}"]["troubles"] == []
+
+
+@needs_triton
 def test_kernels_compile_for_every_gpu_of_the_table(tmp_path):
     """Within the shared memory of each, and next to no spilled registers: tiles too large spill thousands of bytes."""
-    rows = run_script("gdn_compile.py", {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"})
+    rows = scripts.rows("gdn_compile.py", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     assert {tuple(row["capability"]) for row in rows} == set(SHARED_MEMORY) and len(rows) == 4 * len(SHARED_MEMORY)
     for row in rows:
         assert row["stack"] <= 128 and row["shared"] <= SHARED_MEMORY[tuple(row["capability"])], row
@@ -119,6 +107,26 @@ def test_missing_triton_is_an_import_error_on_use_alone(monkeypatch):
     jit(lambda pointer: pointer)
     with pytest.raises(ImportError):
         jit.load()
+
+
+def test_a_copy_of_the_package_may_have_a_path_for_a_name(monkeypatch):
+    """As in ComfyUI; its operator is its own."""
+    folder, name = Path(sana_streaming.__file__).parent, "9 clips/日本/pack"
+    before = set(sys.modules)
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    monkeypatch.setitem(sys.modules, name, importlib.util.module_from_spec(spec))
+    try:
+        copy = importlib.import_module(f"{name}.kernels.gdn")
+    finally:
+        for module in set(sys.modules) - before - {name}:
+            if module.startswith(name):
+                del sys.modules[module]
+    assert copy.gdn_operator is not gdn_operator
+    arguments = gdn_cases.inputs(gdn_cases.Case(16, 2, 1, 1, "float32", False))
+    arguments |= {"kv": None, "z": None, **gdn_cases.OPTIONS, "implementation": "eager"}
+    assert copy.gdn_operator(**arguments)[0].equal(gdn_operator(**arguments)[0])
 
 
 @needs_triton

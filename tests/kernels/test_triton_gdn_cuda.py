@@ -56,6 +56,24 @@ def test_auto_takes_the_kernels_unless_gradients_are_asked_for():
     assert gdn_fused(**arguments, **gdn_cases.OPTIONS)[0].requires_grad
 
 
+def test_weights_on_the_cpu_change_no_bit():
+    """As where they are offloaded."""
+    arguments = gdn_cases.inputs(gdn_cases.Case(112, 63, 3, 1, "bfloat16", False), device="cuda")
+    away = {name: arguments[name].cpu() for name in ("q_weight", "k_weight", "A_log", "dt_bias")}
+    for implementation in ("triton", "eager"):
+        options = gdn_cases.OPTIONS | {"implementation": implementation}
+        assert gdn_fused(**arguments | away, **options)[0].equal(gdn_fused(**arguments, **options)[0])
+
+
+def test_a_compiled_graph_gives_the_same_bits():
+    case = gdn_cases.Case(112, 63, 3, 2, "bfloat16", True)
+    arguments, memory = gdn_cases.inputs(case, device="cuda"), gdn_cases.earlier_memory(case, "cuda")
+    compiled = torch.compile(gdn_fused, fullgraph=True, dynamic=False)
+    out, after = compiled(**arguments, memory=memory, **gdn_cases.OPTIONS)
+    expected, expected_after = gdn_triton(**arguments, memory=memory, **gdn_cases.OPTIONS)
+    assert out.equal(expected) and all(map(torch.equal, after, expected_after))
+
+
 def test_no_host_synchronisation():
     """A captured call gives the bits of the call itself; capture refuses whatever waits for the GPU."""
     case = gdn_cases.Case(112, 880, 3, 1, "bfloat16", True)

@@ -13,8 +13,9 @@ from sana_streaming.sana_core.streaming.chunks import ChunkPlan, spans
 from sana_streaming.sana_core.streaming.edit_stream import EditStream
 from sana_streaming.sana_core.streaming.noise import ChunkNoise
 from sana_streaming.sana_core.streaming.options import StreamOptions
+from sana_streaming.sana_core.streaming.pool import StatePool
 from sana_streaming.sana_core.streaming.sampler import prompt_context, sample_clip
-from sana_streaming.sana_core.streaming.state import DiTState, StreamState
+from sana_streaming.sana_core.streaming.state import StreamState
 
 
 @pytest.mark.parametrize("pushes", [[57], [1] * 57, [7, 26, 24], [33, 24], [40, 17], [5, 50, 2]], ids=str)
@@ -81,7 +82,7 @@ def test_interleaved_streams_do_not_meet():
 CONTINUE = """
 import sys, torch, toys
 from sana_streaming.sana_core.streaming.edit_stream import EditStream
-from sana_streaming.sana_core.streaming.state import DiTState, StreamState
+from sana_streaming.sana_core.streaming.state import StreamState
 torch.set_num_threads(int(sys.argv[4]))
 editor = EditStream.resume(*toys.networks(), StreamState.load(sys.argv[1]))
 clip = torch.load(sys.argv[2])
@@ -175,7 +176,7 @@ def test_memory_that_cannot_be_had_leaves_the_stream_alone(monkeypatch):
     expected = toys.run(toys.stream(None), clip)
     editor = toys.stream(None)
     with monkeypatch.context() as patch:
-        patch.setattr(DiTState, "_allocate", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
+        patch.setattr(StatePool, "take", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
         with pytest.raises(torch.OutOfMemoryError):
             list(editor.push(clip))
     assert (editor.state.frames_out, editor.state.num_waiting) == (0, 57)

@@ -65,7 +65,7 @@ def test_a_clip_that_is_denoised_whole_takes_what_is_foreseen(cfg_scale):
 def test_a_clip_at_full_size():
     """81 frames of 704x1280 in bfloat16, with guidance: tiles spare memory, more where all frames of a tile are at once."""
     denoised = short_memory(DIT_PRESETS["bidirectional-2b"], 11, (22, 40), True, torch.bfloat16)
-    assert denoised == pytest.approx(3.66e9, rel=0.01)
+    assert denoised == pytest.approx(4.18e9, rel=0.01)
     for causal in (True, False):
         config = VAEConfig(decoder_causal=causal)
         tiled, whole = (

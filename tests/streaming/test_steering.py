@@ -166,27 +166,33 @@ def test_advanced_keys_are_those_of_a_later_frame():
     assert torch.equal(advance_frames(half, 0), half)
 
 
-def test_the_sink_stays_within_the_distance():
+def test_the_sink_stays_within_the_distance(monkeypatch):
     """Each chunk reads the sink's keys as if it stood so near, the rest as it is; what is stored is never turned."""
     model, prompt, noise, source = clip_inputs(41)
     limit, near = 14, {}
+    softmax, velocity = model.config.softmax_layers[0], model.velocity
+
+    def watched(x, modulation, source, prompt, state, positions):
+        if state is not None:
+            keys, values, *used = state[softmax].memory
+            read.append([part[:, :, : used[0] if used else None].clone() for part in (keys, values)])
+        return velocity(x, modulation, source, prompt, state, positions)
+
+    monkeypatch.setattr(model, "velocity", watched)
     for distance in (0, limit):
         read = []
-        hook = model.register_forward_pre_hook(lambda _m, args, read=read: read.append(args[4]))
         sample_clip(model, prompt, noise, source, StreamOptions(steps=1, max_sink_distance=distance))
-        hook.remove()
-        near[distance] = read[::2]
-    softmax = model.config.softmax_layers[0]
+        near[distance] = [None, *read[::2]]
     sink_tokens, borders = 5 * 6, chunk_boundaries(41)
-    first = near[0][1][softmax].memory[0].clone()
+    first = near[0][1][0]
     assert first.shape[2] == sink_tokens
     for chunk in range(1, len(borders) - 1):
         shift = max(0, borders[chunk + 1] - limit)
-        keys, values = near[limit][chunk][softmax].memory
+        keys, values = near[limit][chunk]
         expected = advance_frames(first, shift)
         assert (keys[:, :, :sink_tokens] - expected).abs().max() == 0, chunk
         assert (borders[chunk + 1] - 1) - shift < limit
-        assert keys.shape == values.shape == near[0][chunk][softmax].memory[0].shape
+        assert keys.shape == values.shape == near[0][chunk][0].shape
     assert shift > 20
     with torch.no_grad():
         far, close = (

