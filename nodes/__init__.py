@@ -7,10 +7,15 @@ from comfy_api.latest import ComfyExtension, io
 from . import comfy_host
 from .decode import SanaStreamingDecodeImages, SanaStreamingDecodeVideo
 from .edit_video import SanaStreamingDemoClip, SanaStreamingEditVideo
+from .keep_mask import SanaStreamingKeepMask
 from .loaders import SanaStreamingLoadModel, SanaStreamingLoadTextEncoder, SanaStreamingLoadVAE
+from .lora import SanaStreamingLoadLora
+from .precision import SanaStreamingPrecision
+from .profile_precision import SanaStreamingProfilePrecision
 from .prompt import SanaStreamingPrompt, SanaStreamingPromptSchedule
 from .sampler import SanaStreamingSampler
 from .short_clip import SanaStreamingShortSampler
+from .state import SanaStreamingLoadState, SanaStreamingSaveState
 from .video import SanaStreamingEncodeVideo
 
 NODES: list[type[io.ComfyNode]] = [
@@ -26,6 +31,12 @@ NODES: list[type[io.ComfyNode]] = [
     SanaStreamingDemoClip,
     SanaStreamingShortSampler,
     SanaStreamingPromptSchedule,
+    SanaStreamingLoadLora,
+    SanaStreamingKeepMask,
+    SanaStreamingSaveState,
+    SanaStreamingLoadState,
+    SanaStreamingPrecision,
+    SanaStreamingProfilePrecision,
 ]
 
 

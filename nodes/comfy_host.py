@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -24,6 +24,8 @@ from comfy_api.latest import io
 from torch import nn
 
 from ..sana_core.errors import InputError
+from ..sana_core.precision.sharing import Shared
+from ..sana_core.weights.lora import LoraChange
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +88,125 @@ def operations(dtype: torch.dtype) -> Any:
     return comfy.ops.pick_operations(dtype, dtype)
 
 
+# How ComfyUI's name of a format is followed by the question whether a device multiplies in it.
+_COMPUTE = {
+    "float8_e4m3fn": "supports_fp8_compute",
+    "mxfp8": "supports_mxfp8_compute",
+    "nvfp4": "supports_nvfp4_compute",
+}
+
+
+def quantized_operations(dtype: torch.dtype, device: torch.device) -> Any | None:
+    """Layers that read quantized weights, which ComfyUI can offload and patch; None where this ComfyUI has none."""
+    make = getattr(comfy.ops, "mixed_precision_ops", None)
+    if make is None or not {"compute_dtype", "disabled"} <= inspect.signature(make).parameters.keys():
+        return None
+    disabled = {name for name in _COMPUTE if not multiplies(name, device)}
+    return _sharing(make(compute_dtype=dtype, disabled=disabled))
+
+
+def multiplies(name: str, device: torch.device) -> bool:
+    """Whether ComfyUI's layers multiply in its format of that name on a device; else they dequantize each weight."""
+    return name not in _COMPUTE or _computes(_COMPUTE[name], device)
+
+
+def _computes(question: str, device: torch.device) -> bool:
+    ask = getattr(comfy.model_management, question, None)
+    return device.type == "cuda" and ask is not None and bool(ask(device))
+
+
+def _sharing(operations: Any) -> Any:
+    """``operations`` whose Linears quantize one input once: those that read it look for it in what the first one made."""
+    quantized_tensor = getattr(comfy.ops, "QuantizedTensor", None)
+    algorithms = getattr(comfy.ops, "QUANT_ALGOS", {})
+
+    class Linear(operations.Linear):
+        def share_input(self, x: torch.Tensor, seen: dict[Any, Any]) -> torch.Tensor | Shared:
+            kind = getattr(self, "quant_format", None)
+            scale = getattr(self, "input_scale", None)
+            plain = getattr(self, "_full_precision_mm", True) or getattr(self, "comfy_force_cast_weights", False)
+            patched = self.weight_function or self.bias_function
+            inside = not algorithms.get(kind, {}).get("quantize_input", True)
+            if quantized_tensor is None or kind is None or scale is None or plain or patched or inside:
+                return x
+            if not hasattr(self, "_scale_value"):
+                self._scale_value = float(scale)
+            key = (kind, self._scale_value)
+            if key not in seen:
+                rows = x.reshape(-1, x.shape[-1])
+                value = quantized_tensor.from_float(rows, self.layout_type, scale=scale.to(x.device))
+                seen[key] = Shared(value, x.shape)
+            shared: Shared = seen[key]
+            return shared
+
+        def forward(self, x: torch.Tensor | Shared, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if not isinstance(x, Shared):
+                return super().forward(x, *args, **kwargs)
+            return super().forward(x.value, *args, **kwargs).reshape(*x.shape[:-1], -1)
+
+    return type("SharingOperations", (operations,), {"Linear": Linear})
+
+
 def patcher(network: nn.Module, load_device: torch.device, offload_device: torch.device) -> Any:
     """The network under ComfyUI's memory management."""
     # Looked up on each call: ComfyUI replaces the class at start-up; older versions do not have it.
     module = comfy.model_patcher
     kind = getattr(module, "CoreModelPatcher", module.ModelPatcher)
     return kind(network, load_device=load_device, offload_device=offload_device)
+
+
+def weights(patcher: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that a patcher's network computes with, its LoRAs merged: copies on the CPU, one after another."""
+    for name, (plain, *patches) in patcher.get_key_patches().items():
+        weight = plain[0].detach().to("cpu", copy=True)
+        if patches:
+            from comfy.lora import calculate_weight
+
+            weight = calculate_weight(patches, weight.float(), name).to(weight.dtype)
+        yield name, weight
+
+
+def is_quantized(network: nn.Module, module: str) -> bool:
+    """Whether one of ComfyUI's layers holds its weight in a format of fewer bits."""
+    return getattr(network.get_submodule(module), "quant_format", None) is not None
+
+
+class _Dequantized:
+    """A LoRA's change of a quantized weight, which ComfyUI dequantizes for it on every use.
+
+    As a patch ComfyUI would quantize the changed weight again, whose rounding is as large as the change.
+    """
+
+    def __init__(self, change: LoraChange) -> None:
+        self.change = change
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        place, _, up, down, scale = self.change
+        changed = weight.float()
+        start = (place.quarter or 0) * place.shape[0]
+        changed[start : start + place.shape[0]] += scale * (up.to(weight.device) @ down.to(weight.device))
+        return changed.to(weight.dtype)
+
+
+def with_lora(patcher: Any, changes: Iterable[LoraChange]) -> Any:
+    """A copy of a patcher whose weights change as a LoRA says; whoever has the first one sees the weights as they were."""
+    from comfy.weight_adapter import LoRAAdapter
+
+    patches: dict[Any, Any] = {}
+    copy = patcher.clone()
+    for change in changes:
+        place, _, up, down, scale = change
+        name, rows = f"{place.module}.weight", place.shape[0]
+        if is_quantized(patcher.model, place.module):
+            copy.add_weight_wrapper(name, _Dequantized(change))
+            continue
+        key = name if place.quarter is None else (name, (0, place.quarter * rows, rows))
+        # ComfyUI divides alpha by the rank.
+        patches[key] = LoRAAdapter({name}, (up, down, scale * len(down), None, None, None))
+    taken = copy.add_patches(patches)
+    if len(taken) != len(patches):
+        raise InputError(f"this ComfyUI takes {len(taken)} of the LoRA's {len(patches)} changes; update ComfyUI")
+    return copy
 
 
 def model_offload_device() -> torch.device:
@@ -134,9 +249,10 @@ def check_interrupt() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def show_text(node: type[io.ComfyNode], text: str) -> None:
+def show_text(node: type[io.ComfyNode], text: str, log: bool = True) -> None:
     """Writes ``text`` on the node, whose schema has ``hidden=[NODE_ID]``, and into the log."""
-    logger.info("SANA-Streaming: %s", text)
+    if log:
+        logger.info("SANA-Streaming: %s", text)
     number = getattr(node.hidden, "unique_id", None)
     if number is None:
         return
@@ -160,6 +276,12 @@ class ProgressReport:
         check_interrupt()
         self._bar.update_absolute(self.done)
         self.done += 1
+
+    def reached(self, done: int) -> None:
+        """So much of the work is done."""
+        check_interrupt()
+        self.done = done
+        self._bar.update_absolute(done)
 
     def preview(self, frame: torch.Tensor) -> None:
         """Shows a finished frame, uint8 [H, W, 3]."""
@@ -197,7 +319,7 @@ def folders_with(marker: str, *kinds: str) -> list[str]:
     """Sub-folders, as paths relative to ComfyUI's model folders of these kinds, that hold a file ``marker``."""
     found: dict[str, None] = {}
     for kind in kinds:
-        for root in _roots(kind):
+        for root in roots(kind):
             for file in sorted([*root.glob(f"*/{marker}"), *root.glob(f"*/*/{marker}")]):
                 found[file.parent.relative_to(root).as_posix()] = None
     return list(found)
@@ -205,20 +327,67 @@ def folders_with(marker: str, *kinds: str) -> list[str]:
 
 def resolve(name: str, what: str, *kinds: str) -> Path:
     """The path of a file or sub-folder offered by :func:`files_in` or :func:`folders_with`, never one outside."""
-    parts = PureWindowsPath(name).parts
-    inside = bool(parts) and ".." not in parts and not PureWindowsPath(name).anchor and not Path(name).is_absolute()
-    for kind in kinds if inside else ():
-        for root in _roots(kind):
+    for kind in kinds if _is_inside(name) else ():
+        for root in roots(kind):
             if (root / name).exists():
                 return root / name
     places = ", ".join(f"models/{kind}" for kind in kinds)
     raise InputError(f"{what} {name!r} is in none of ComfyUI's folders {places}; put it there, or choose another")
 
 
-def _roots(kind: str) -> list[Path]:
+def _is_inside(name: str) -> bool:
+    """Whether a relative name stays inside the folder that it is relative to."""
+    parts = PureWindowsPath(name).parts
+    return bool(parts) and ".." not in parts and not PureWindowsPath(name).anchor and not Path(name).is_absolute()
+
+
+def roots(kind: str) -> list[Path]:
+    """ComfyUI's model folders of a kind."""
     if kind not in folder_paths.folder_names_and_paths:
         return []
     return [Path(root) for root in folder_paths.get_folder_paths(kind)]
+
+
+def own_folder() -> Path:
+    """``models/sana_streaming``, the first one where extra_model_paths.yaml names several."""
+    return roots(OWN_FOLDER)[0]
+
+
+# How ComfyUI marks names of files that are not in its input folder.
+_IN_OUTPUT, _IN_INPUT = " [output]", " [input]"
+
+
+def saved_files(suffix: str) -> list[str]:
+    """Names of files in ComfyUI's input folder, and in its output folder not deeper than one folder, which are marked."""
+    source, target = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory())
+    found = [path.relative_to(source).as_posix() for path in sorted(source.rglob(f"*{suffix}"))]
+    written = sorted([*target.glob(f"*{suffix}"), *target.glob(f"*/*{suffix}")])
+    return found + [path.relative_to(target).as_posix() + _IN_OUTPUT for path in written]
+
+
+def resolve_saved(name: str, what: str) -> Path:
+    """The path of a file offered by :func:`saved_files`, never one outside the two folders."""
+    marked = name.endswith(_IN_OUTPUT)
+    root = folder_paths.get_output_directory() if marked else folder_paths.get_input_directory()
+    plain = name.removesuffix(_IN_OUTPUT if marked else _IN_INPUT)
+    path = Path(root) / plain
+    if _is_inside(plain) and path.is_file():
+        return path
+    raise InputError(f"{what} {name!r} is not in ComfyUI's {'output' if marked else 'input'} folder; choose another")
+
+
+def output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
+    """A new numbered name in ComfyUI's output folder, and how a history entry lists it."""
+    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    path = Path(folder) / f"{name}_{number:05}_{suffix}"
+    return path, {"filename": path.name, "subfolder": subfolder, "type": "output"}
+
+
+def output_folder(name: str) -> Path:
+    """A folder inside ComfyUI's output folder, made where it lacks."""
+    folder = Path(folder_paths.get_output_directory()) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def temporary_folder() -> Path:

@@ -196,15 +196,25 @@ def _write(run: Decoding, writer: VideoWriter) -> int:
 
 
 @contextmanager
-def released_if_stopped(state: StreamState, path: Path) -> Iterator[None]:
-    """On an error or Stop frees the stream's memory and says where the finished frames are."""
+def named_if_stopped(path: Path) -> Iterator[None]:
+    """On an error or Stop says where the finished frames are."""
     try:
         yield
     except BaseException:
-        state.release()
         if path.exists():
             logger.warning("SANA-Streaming: stopped; the frames that were finished are in %s", path)
         raise
+
+
+@contextmanager
+def released_if_stopped(state: StreamState, path: Path) -> Iterator[None]:
+    """As :func:`named_if_stopped`; frees the stream's memory first."""
+    with named_if_stopped(path):
+        try:
+            yield
+        except BaseException:
+            state.release()
+            raise
 
 
 class SanaStreamingDecodeImages(io.ComfyNode):

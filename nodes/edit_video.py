@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -9,17 +10,18 @@ from comfy_api.latest import InputImpl, io
 
 from ..sana_core.edit_file import FileEdit, FileJob, FileReport
 from ..sana_core.streaming.chunks import ChunkPlan
-from ..sana_core.streaming.edit_stream import EditStream, check_networks, check_size
+from ..sana_core.streaming.edit_stream import EditedChunk, EditStream, check_networks, check_size
 from ..sana_core.streaming.memory import stream_memory
 from ..sana_core.streaming.options import StreamOptions
 from ..sana_core.streaming.prompt_schedule import check_frame_prompts
+from ..sana_core.video.colour import ColourMatch
 from ..sana_core.video.demo_clip import demo_frames
-from ..sana_core.video.geometry import pixels_to_uint8
 from ..sana_core.video.reader import closest_rate
 from ..sana_core.video.writer import VideoWriter
 from . import comfy_host
 from .decode import decoder_text, released_if_stopped
 from .frames import open_clip
+from .live import BESIDE, EDIT, SmallSource, progress_text, report_text
 from .prompt import Prompts, connected_prompts
 from .sampler import sampling_inputs
 from .sockets import VAE, LoadedModel, LoadedVAE, Model
@@ -65,9 +67,30 @@ class SanaStreamingEditVideo(io.ComfyNode):
                     tooltip="Writes the source into the same picture: beside the edit, which makes it twice as wide, or left "
                     "of a line that moves.",
                 ),
+                comfy_host.widget(
+                    io.Float,
+                    "colour_match",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Brings the colours of the edit back to the source's, chunk by chunk without flicker: 0 leaves "
+                    "them, 1 gives it the source's lightness, contrast and tint. For edits not of colour. Done on the CPU.",
+                ),
+                comfy_host.widget(
+                    io.Combo,
+                    "preview",
+                    options=[EDIT, BESIDE],
+                    default=EDIT,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the node shows of each finished chunk: the edit, or the source beside it.",
+                ),
             ],
             hidden=[comfy_host.NODE_ID],
-            outputs=[io.Video.Output(display_name="video")],
+            outputs=[io.Video.Output(display_name="video"), io.String.Output(display_name="report")],
         )
 
     @classmethod
@@ -96,6 +119,8 @@ class SanaStreamingEditVideo(io.ComfyNode):
         antialias: bool = False,
         hdr: Any = "refuse",
         compare: Any = NO_COMPARISON,
+        colour_match: float = 0.0,
+        preview: Any = EDIT,
     ) -> io.NodeOutput:
         options = StreamOptions(
             steps=steps,
@@ -121,17 +146,20 @@ class SanaStreamingEditVideo(io.ComfyNode):
                 crf=crf,
                 audio_from=clip.audio_from,
                 compare=None if compare == NO_COMPARISON else compare,
+                colours=ColourMatch(height, width, strength=colour_match, antialias=antialias)
+                if colour_match
+                else None,
             )
-            report = _edit(model, vae, prompts, options, (height, width), antialias, job)
-        rate = report.frames_written / report.wall_seconds
-        chunks = "1 chunk" if report.chunks == 1 else f"{report.chunks} chunks"
-        comfy_host.show_text(
-            cls, f"{report.frames_written} frames in {chunks}, {rate:.1f} frames per second\n{decoder_text(vae)}"
-        )
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
+            if preview == BESIDE and job.compare is None:
+                job = replace(job, frames=SmallSource(clip.frames, height, width))
+            report = _edit(cls, model, vae, prompts, options, (height, width), antialias, job)
+        text = f"{report_text(report)}\n{decoder_text(vae)}"
+        comfy_host.show_text(cls, text)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), text)
 
 
 def _edit(
+    node: type[io.ComfyNode],
     model: LoadedModel,
     vae: LoadedVAE,
     prompts: Prompts,
@@ -167,8 +195,15 @@ def _edit(
         vae_device=vae.device,
         on_progress=lambda _: report.step(),
     )
+
+    def on_chunk(chunk: EditedChunk, so_far: FileReport) -> None:
+        assert edit.last_frame is not None
+        small = job.frames if isinstance(job.frames, SmallSource) else None
+        report.preview(small.beside(edit.last_frame, len(chunk.pixels)) if small else edit.last_frame)
+        comfy_host.show_text(node, progress_text(so_far, plan, total), log=False)
+
     with released_if_stopped(stream.state, job.target):
-        edit = FileEdit(stream, job, lambda chunk, _: report.preview(pixels_to_uint8(chunk.pixels[-1:])[0]))
+        edit = FileEdit(stream, job, on_chunk)
         return edit.run()
 
 

@@ -60,6 +60,14 @@ def open_clip(video: Any, start_frame: int, max_frames: int, hdr: HDR = "refuse"
             path.unlink(missing_ok=True)
 
 
+def frame_size(clip: Clip) -> tuple[int, int]:
+    """(height, width) of a clip's frames."""
+    if isinstance(clip.frames, PictureFrames):
+        return int(clip.frames.pictures.shape[1]), int(clip.frames.pictures.shape[2])
+    assert isinstance(clip.frames, VideoReader)
+    return clip.frames.size
+
+
 def _pictures(images: torch.Tensor, rate: Fraction, start: int, limit: int | None) -> PictureFrames:
     if start >= len(images):
         raise InputError(f"start_frame {start} is not in the {len(images)} frames that are connected")

@@ -13,6 +13,8 @@ from ..sana_core.streaming.chunks import ChunkPlan
 from .sockets import LoadedVAE
 
 SAMPLES, SPACE, STREAM = "samples", "sana_latent_space", "sana_stream"
+# How these latents look, roughly: a LatentRGB.
+LOOK = "sana_look"
 
 
 @dataclass(frozen=True)

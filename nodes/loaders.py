@@ -19,6 +19,7 @@ from ..sana_core.weights.toy import make_toy_bundle
 from ..sana_core.weights.vae import INDEX_NAME, load_vae
 from . import comfy_host
 from .decode import decoder_text
+from .downloads import PREFIX, check_download, download_names, downloaded, is_download
 from .sockets import VAE, LoadedModel, LoadedVAE, Model, TextEncoder
 
 CATEGORY = f"{comfy_host.CATEGORY}/loaders"
@@ -32,7 +33,9 @@ SAMPLERS = {
 VAE_FOLDERS = ("vae", comfy_host.OWN_FOLDER, "checkpoints")
 TEXT_FOLDERS = ("text_encoders", comfy_host.OWN_FOLDER)
 BUILT_IN_TOOLTIP = (
-    f"'{NANO}' comes with the pack: small, fast, trained at 256x160 for a few kinds of edits. '{TOY}' edits nothing."
+    f"'{NANO}' comes with the pack: small, fast, trained at 256x160 for a few kinds of edits. '{TOY}' edits nothing. "
+    f"'{PREFIX}...' fetches a published file into models/{comfy_host.OWN_FOLDER} when this node runs, many GB, and uses it "
+    "from then on."
 )
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
@@ -70,23 +73,39 @@ def _toy(part: str) -> Path:
     return folder / part
 
 
-def _path(name: str, part: str, what: str, folders: tuple[str, ...]) -> Path:
+def _path(node: type[io.ComfyNode], name: str, part: str, what: str, folders: tuple[str, ...]) -> Path:
     if name == NANO:
         return nano_folder() / part
+    if is_download(name):
+        return downloaded(name, folders, lambda text: comfy_host.show_text(node, text, log=False))
     return _toy(part) if name == TOY else comfy_host.resolve(name, what, *folders)
 
 
 def _offered(name: str | None, what: str, folders: tuple[str, ...]) -> bool | str:
     """What validate_inputs returns: True, or one sentence. A name that comes over a link is None until the run."""
-    if name is None:
+    if name == TOY:
         return True
     try:
-        return name == TOY or bool(nano_folder() if name == NANO else comfy_host.resolve(name, what, *folders))
+        if name == NANO:
+            nano_folder()
+        elif name is not None and is_download(name):
+            check_download(name, folders)
+        else:
+            return offered_file(name, what, folders)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def offered_file(name: str | None, what: str, folders: tuple[str, ...]) -> bool | str:
+    """As :func:`_offered`, for a loader that has no entries but files."""
+    try:
+        return name is None or bool(comfy_host.resolve(name, what, *folders))
     except ValueError as error:
         return str(error)
 
 
-def _stamp(path: Path) -> tuple[Any, ...]:
+def stamp(path: Path) -> tuple[Any, ...]:
     """Changes when a file or the config beside it does, or any file of a folder or of its text_encoder."""
     if path.is_file():
         files = [file for file in (path, path.with_name("config.json")) if file.is_file()]
@@ -96,7 +115,9 @@ def _stamp(path: Path) -> tuple[Any, ...]:
 
 
 def _fingerprint(name: str | None, what: str, folders: tuple[str, ...]) -> Any:
-    return name if name in (NANO, TOY, None) else _stamp(comfy_host.resolve(str(name), what, *folders))
+    if name in (NANO, TOY, None) or is_download(str(name)):
+        return name
+    return stamp(comfy_host.resolve(str(name), what, *folders))
 
 
 class SanaStreamingLoadModel(io.ComfyNode):
@@ -114,7 +135,7 @@ class SanaStreamingLoadModel(io.ComfyNode):
                 comfy_host.widget(
                     io.Combo,
                     "file",
-                    options=[NANO, *files, TOY],
+                    options=[NANO, *files, TOY, *download_names("model", MODEL_FOLDERS)],
                     default=NANO,
                     tooltip=f"A file in models/diffusion_models or models/sana_streaming. {BUILT_IN_TOOLTIP}",
                 ),
@@ -150,10 +171,16 @@ class SanaStreamingLoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, dtype: str, kernels: Any) -> io.NodeOutput:
-        path = _path(file, "dit/model.safetensors", "model file", MODEL_FOLDERS)
+        path = _path(cls, file, "dit/model.safetensors", "model file", MODEL_FOLDERS)
         device, home = comfy_host.model_device(), comfy_host.model_offload_device()
         kind = comfy_host.pick_dtype(dtype, device)
-        network = load_dit(path, device=home, dtype=kind, operations=comfy_host.operations(kind))
+        network = load_dit(
+            path,
+            device=home,
+            dtype=kind,
+            operations=comfy_host.operations(kind),
+            quantized_operations=comfy_host.quantized_operations(kind, device),
+        )
         network.use_kernels(kernels)
         comfy_host.show_text(cls, f"{network.config.variant} model: {SAMPLERS[network.config.variant]}")
         return io.NodeOutput(LoadedModel(comfy_host.patcher(network, device, home)))
@@ -172,7 +199,7 @@ class SanaStreamingLoadVAE(io.ComfyNode):
                 comfy_host.widget(
                     io.Combo,
                     "file",
-                    options=[NANO, *_vae_names(), TOY],
+                    options=[NANO, *_vae_names(), TOY, *download_names("vae", VAE_FOLDERS)],
                     default=NANO,
                     tooltip="A file in models/vae or models/sana_streaming: in diffusers' layout with its config.json beside "
                     "it, such as ltx2_causal_vae_0516/diffusion_pytorch_model.safetensors, or in LTX-2's own; or a whole "
@@ -202,7 +229,7 @@ class SanaStreamingLoadVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, decoder: Any) -> io.NodeOutput:
-        path = _path(file, "vae/diffusion_pytorch_model.safetensors", "VAE file", VAE_FOLDERS)
+        path = _path(cls, file, "vae/diffusion_pytorch_model.safetensors", "VAE file", VAE_FOLDERS)
         device, home = comfy_host.vae_device(), comfy_host.vae_offload_device()
         kind = comfy_host.pick_dtype("auto", device)
         network = load_vae(path, device=home, dtype=kind, operations=comfy_host.operations(kind), decoder=decoder)
@@ -224,7 +251,7 @@ class SanaStreamingLoadTextEncoder(io.ComfyNode):
                 comfy_host.widget(
                     io.Combo,
                     "file",
-                    options=[NANO, *_text_encoder_names(), TOY],
+                    options=[NANO, *_text_encoder_names(), TOY, *download_names("text-encoder", TEXT_FOLDERS)],
                     default=NANO,
                     tooltip="In models/text_encoders or models/sana_streaming: a folder as downloaded from Hugging Face "
                     f"(config.json, tokenizer.json, weights), or ComfyUI's single file {SINGLE_FILE}. {BUILT_IN_TOOLTIP}",
@@ -244,7 +271,7 @@ class SanaStreamingLoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        path = _path(file, "text_encoder", "text encoder", TEXT_FOLDERS)
+        path = _path(cls, file, "text_encoder", "text encoder", TEXT_FOLDERS)
         encoder = GemmaTextEncoder(path, device=comfy_host.text_encoder_device(), cache_dir=default_cache_dir())
         if encoder.warning:
             comfy_host.show_text(cls, encoder.warning)

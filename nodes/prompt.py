@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -15,6 +17,7 @@ from ..sana_core.models.text_encoder import GemmaTextEncoder
 from ..sana_core.streaming.prompt_encoders import FixedPrompts, PreparedPrompts, PromptEncoder
 from ..sana_core.streaming.prompt_schedule import FramePrompts, PromptSchedule, format_time, parse_time
 from . import comfy_host
+from .clip import ClipTextEncoder
 from .sockets import TextEncoder
 
 # Keys of a conditioning's dictionary: of tokens, of the words, and of the time in seconds at which a prompt begins.
@@ -33,7 +36,12 @@ class SanaStreamingPrompt(io.ComfyNode):
             description="Encodes an edit instruction. Results are kept on disk: a known prompt loads no text encoder.",
             search_aliases=["sana", "edit prompt", "instruction", "clip text encode"],
             inputs=[
-                TextEncoder.Input("text_encoder", tooltip="From Load SANA-Streaming Text Encoder."),
+                comfy_host.widget(
+                    io.MultiType,
+                    "text_encoder",
+                    types=[TextEncoder, io.Clip],
+                    tooltip="From Load SANA-Streaming Text Encoder; or Gemma-2-2b-it from ComfyUI's Load CLIP, type pixeldit.",
+                ),
                 comfy_host.widget(
                     io.String,
                     "prompt",
@@ -79,7 +87,7 @@ class SanaStreamingPrompt(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        text_encoder: GemmaTextEncoder,
+        text_encoder: Any,
         prompt: str,
         negative_prompt: str,
         motion_score: int,
@@ -89,13 +97,23 @@ class SanaStreamingPrompt(io.ComfyNode):
             raise InputError('the prompt is empty; say what should change, for example "turn it into a watercolour"')
         if default_negative and not negative_prompt.strip():
             negative_prompt = DEFAULT_NEGATIVE_PROMPT
-        if text_encoder.device.type != "cpu":
-            size, device = text_encoder.weight_bytes, text_encoder.device
-            text_encoder.before_load = lambda: comfy_host.make_room(size, device)
-        with text_encoder:
-            positive = text_encoder.encode(prompt, motion_score=motion_score)
-            negative = text_encoder.encode_negative(negative_prompt)
+        with _ready(text_encoder) as encoder:
+            positive = encoder.encode(prompt, motion_score=motion_score)
+            negative = encoder.encode_negative(negative_prompt)
         return io.NodeOutput(to_conditioning(positive, prompt), to_conditioning(negative, negative_prompt))
+
+
+@contextmanager
+def _ready(text_encoder: Any) -> Iterator[GemmaTextEncoder | ClipTextEncoder]:
+    """Our text encoder, unloaded at the end, or a CLIP, which ComfyUI loads and unloads."""
+    if not isinstance(text_encoder, GemmaTextEncoder):
+        yield ClipTextEncoder(text_encoder)
+        return
+    if text_encoder.device.type != "cpu":
+        size, device = text_encoder.weight_bytes, text_encoder.device
+        text_encoder.before_load = lambda: comfy_host.make_room(size, device)
+    with text_encoder:
+        yield text_encoder
 
 
 class SanaStreamingPromptSchedule(io.ComfyNode):

@@ -16,9 +16,10 @@ from ..sana_core.streaming.options import MAX_SEED, StreamOptions
 from ..sana_core.streaming.prompt_schedule import check_frame_prompts, chunk_start, place_at
 from ..sana_core.streaming.sampler import check_latent_channels, check_streaming, sample_chunks
 from ..sana_core.streaming.state import DiTState, StreamSettings, StreamState
+from ..sana_core.video.latent_preview import LatentRGB
 from . import comfy_host
 from .frames import DEFAULT_RATE
-from .latents import SAMPLES, Stretch, from_latent
+from .latents import LOOK, SAMPLES, Stretch, from_latent
 from .prompt import Prompts, connected_prompts
 from .sockets import LoadedModel, Model, State
 from .steering import steering_inputs
@@ -150,7 +151,7 @@ class SanaStreamingSampler(io.ComfyNode):
         state.schedule = prompts.schedule(stretch.frame_rate or DEFAULT_RATE)
         check_frame_prompts(state.schedule, stretch.plan)
         try:
-            edited = _sample(model, samples, stretch, state, options, prompts)
+            edited = _sample(model, samples, stretch, state, options, prompts, source.get(LOOK))
         except BaseException:
             state.release()
             raise
@@ -169,6 +170,7 @@ def _continued(
         state = StreamState(StreamSettings(stretch.height, stretch.width, total))
     state = state.clone()
     wanted = replace(state.settings, total_frames=total).with_model(model.network, options)
+    wanted = replace(wanted, model=model.fingerprint)
     if stretch.height:
         wanted = replace(wanted, height=stretch.height, width=stretch.width)
     state.adopt(wanted)
@@ -199,8 +201,12 @@ def _sample(
     state: StreamState,
     options: StreamOptions,
     prompts: Prompts,
+    look: LatentRGB | None,
 ) -> torch.Tensor:
-    """Edited latents of the size of the source, on the device for results; ``state`` moves on."""
+    """Edited latents of the size of the source, on the device for results; ``state`` moves on.
+
+    Shows each finished chunk roughly, where it is known how latents ``look``.
+    """
     memory, plan, network = state.dit, stretch.plan, model.network
     assert memory is not None
     grid = (samples.shape[3], samples.shape[4])
@@ -230,6 +236,8 @@ def _sample(
         ):
             out[:, :, start : start + edited.shape[2]] = edited
             start += edited.shape[2]
+            if look is not None:
+                report.preview(look.picture(edited[0, :, -1]))
     state.prompt, state.negative_prompt = names[-1], prompts.negative_text
     state.schedule_place = place_at(state.schedule, chunk_start(stretch.first_chunk + count - 1, plan))
     return out

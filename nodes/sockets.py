@@ -15,13 +15,24 @@ Model = io.Custom("SANA_STREAMING_MODEL")
 VAE = io.Custom("SANA_STREAMING_VAE")
 TextEncoder = io.Custom("SANA_STREAMING_TEXT_ENCODER")
 State = io.Custom("SANA_STREAMING_STATE")
+# A :class:`~..sana_core.precision.plan.Plan`.
+Plan = io.Custom("SANA_STREAMING_PLAN")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A transformer under ComfyUI's memory management; ``patcher`` is how ComfyUI knows it."""
+    """A transformer under ComfyUI's memory management; ``patcher`` is how ComfyUI knows it.
+
+    mix: fingerprint of the weights with the LoRAs that the patcher has; empty without.
+    """
 
     patcher: Any
+    mix: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights that are in force, by which a stream's state knows them."""
+        return self.mix or self.network.fingerprint
 
     def is_dynamic(self) -> bool:
         """Asked by ComfyUI's cache, which keeps models whose weights it can page."""

@@ -17,9 +17,10 @@ from ..sana_core.streaming.frame_stream import EncodeStream
 from ..sana_core.streaming.memory import clip_vae_memory, vae_memory
 from ..sana_core.streaming.state import StreamSettings, StreamState
 from ..sana_core.video.geometry import resize_and_crop
+from ..sana_core.video.latent_preview import LatentRGB, fit_latent_rgb, shrunk
 from . import comfy_host
 from .frames import Clip, open_clip
-from .latents import Stretch, to_latent
+from .latents import LOOK, Stretch, to_latent
 from .sockets import VAE, LoadedVAE, State
 from .steering import footage_inputs, tiles_input
 
@@ -30,13 +31,8 @@ LARGEST = 16384
 MEMORY_KNOBS = "make width and height smaller"
 
 
-def video_input() -> Any:
-    return comfy_host.widget(
-        io.MultiType,
-        "video",
-        types=[io.Video, io.Image],
-        tooltip="A video, read as it is needed, or pictures.",
-    )
+def video_input(name: str = "video", tooltip: str = "A video, read as it is needed, or pictures.") -> Any:
+    return comfy_host.widget(io.MultiType, name, types=[io.Video, io.Image], tooltip=tooltip)
 
 
 # As for sampling_inputs: the lists that follow are not to be added to.
@@ -162,6 +158,7 @@ def _encode(vae: LoadedVAE, state: StreamState, clip: Clip, final: bool) -> dict
     frames = clip.frames
     start = float((clip.start - state.num_waiting) / frames.frame_rate)
     settings = state.settings
+    look = Look(vae, state)
     try:
         with comfy_host.explained_memory(MEMORY_KNOBS):
             plan = ChunkPlan(settings.total_frames, vae.network.config.temporal_factor)
@@ -171,13 +168,15 @@ def _encode(vae: LoadedVAE, state: StreamState, clip: Clip, final: bool) -> dict
             before = state.frames_in - state.num_waiting
             report = comfy_host.ProgressReport(1 + frames.num_frames // plan.pixel_frames(1))
             stream = EncodeStream(vae.network, state, device=vae.device, on_progress=lambda _: report.step())
-            parts = [
-                part.to(comfy_host.result_device(), torch.float32)
-                for block in frames.blocks(READ_BLOCK)
-                for part in stream.push(block)
-            ]
-            if final:
-                parts += [part.to(comfy_host.result_device(), torch.float32) for part in stream.flush()]
+            parts: list[torch.Tensor] = []
+            for block in frames.blocks(READ_BLOCK):
+                look.offer(block)
+                for part in stream.push(block):
+                    look.fit(part)
+                    parts.append(part.to(comfy_host.result_device(), torch.float32))
+            for part in stream.flush() if final else ():
+                look.fit(part)
+                parts.append(part.to(comfy_host.result_device(), torch.float32))
     except BaseException:
         state.release()
         raise
@@ -199,7 +198,33 @@ def _encode(vae: LoadedVAE, state: StreamState, clip: Clip, final: bool) -> dict
     if final:
         # Nothing follows, so nothing needs to be kept.
         state.encoder, state.waiting = {}, None
-    return to_latent(torch.cat(parts, 2), vae.space, stretch)
+    return {**to_latent(torch.cat(parts, 2), vae.space, stretch), LOOK: look.found}
+
+
+class Look:
+    """Finds out from the first chunk that is encoded how latents look, for the preview of whoever works on them."""
+
+    def __init__(self, vae: LoadedVAE, state: StreamState) -> None:
+        self.found: LatentRGB | None = None
+        self._settings, self._config = state.settings, vae.network.config
+        self._begins = state.frames_in == state.num_waiting
+        waiting = state.waiting
+        self._frames = [] if waiting is None else [shrunk(waiting, self._config.spatial_factor)]
+
+    def offer(self, frames: torch.Tensor) -> None:
+        """The next frames to be encoded."""
+        if self.found is None:
+            settings = self._settings
+            fitted = resize_and_crop(frames, settings.height, settings.width, settings.antialias)
+            self._frames.append(shrunk(fitted, self._config.spatial_factor))
+
+    def fit(self, latents: torch.Tensor) -> None:
+        """The next chunk's latents."""
+        if self.found is None:
+            factor, count = self._config.temporal_factor, latents.shape[2]
+            most = factor * count - (factor - 1 if self._begins else 0)
+            self.found = fit_latent_rgb(latents, torch.cat(self._frames)[:most], factor, begins=self._begins)
+            self._frames.clear()
 
 
 def _encode_whole(vae: LoadedVAE, state: StreamState, clip: Clip) -> dict[str, Any]:

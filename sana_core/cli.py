@@ -11,13 +11,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .commands.edit_parser import DOWNLOAD_HELP, LORA_HELP, add_edit_options
+from .commands.live_parser import add_live_options
+from .commands.queue_parser import add_queue_options
 from .config import DIT_PRESETS
 from .errors import InputError
 from .weights.hub_address import path_or_address
 
-MEMORY_KNOBS = "make --height and --width smaller, or use --dtype bfloat16"
+MEMORY_KNOBS = "make --height and --width smaller, or use --dtype bfloat16 or --overlap off"
 TRAINING_MEMORY_KNOBS = "make size, crop or batch smaller in the config"
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 130
 
@@ -51,19 +54,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+class _Command(argparse.ArgumentParser):
+    """A command, which shows its own usage where an option of it is unknown."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sana_streaming", description="Edit video by text, as a stream.")
     parser.set_defaults(memory_knobs=MEMORY_KNOBS)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
     edit = commands.add_parser("edit", help="edit a video file")
     edit.set_defaults(run=_edit)
     add_edit_options(edit)
     _add_evaluate(commands.add_parser("evaluate", help="measure a model on the held-out clips"))
-    _add_inspect(commands.add_parser("inspect", help="show config, parameter count and keys of a network"))
+    _add_inspect(
+        commands.add_parser(
+            "inspect", help="show config, parameter count and keys of a network, or what a saved stream is"
+        )
+    )
     _add_download(commands.add_parser("download", help="fetch published weights; shows sizes and asks first"))
     _add_convert(commands.add_parser("convert", help="make one safetensors file of weights in any layout"))
+    _add_precision(commands.add_parser("precision", help="weights of fewer bits: show a plan, write a network"))
     _add_toy(commands.add_parser("toy", help="write a small bundle of random weights, to try the pipeline"))
     _add_examples(commands.add_parser("examples", help="the demo edits of the release: list them, run one"))
+    live = commands.add_parser("live", help="edit a camera or a network stream while it happens")
+    live.set_defaults(run=_live)
+    add_live_options(live)
+    queue = commands.add_parser("queue", help="edit many clips with many prompts on one or more ComfyUI servers")
+    queue.set_defaults(run=_queue)
+    add_queue_options(queue)
     _add_train(commands.add_parser("train", help="train a transformer, or a LoRA for it, on pairs of clips"), _train)
     _add_bench(commands.add_parser("bench", help="measure speed, row by row, beside its floor and its baselines"))
     _add_train(commands.add_parser("train-vae", help="train a small causal VAE on clips"), _train_vae)
@@ -72,6 +96,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _edit(options: argparse.Namespace) -> int:
     from .commands.edit import run
+
+    return run(options)
+
+
+def _live(options: argparse.Namespace) -> int:
+    from .commands.live import run
+
+    return run(options)
+
+
+def _queue(options: argparse.Namespace) -> int:
+    from .commands.queue import run
 
     return run(options)
 
@@ -119,7 +155,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--loop-frames", type=int, default=1000, metavar="N", help="of the long run, 0 for none (default: 1000)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a report, brought up to date after each clip")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw source, truth and output of each edit (PNG)")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="draw source, truth and output of each edit (.png, .jpg)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
 
 
@@ -132,7 +170,15 @@ def _bench(options: argparse.Namespace) -> int:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_bench)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write each row there once it is done")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write each row there once it is done; rows that it has are not run again",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="run rows that FILE has too, and put the new ones in place"
+    )
     parser.add_argument("--replace", action="store_true", help="start FILE anew instead of adding to it")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these rows only: names or NAME@SIZE, see --list")
     parser.add_argument("--list", action="store_true", help="show the rows and stop")
@@ -145,7 +191,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
     names = ", ".join(("nano", *DIT_PRESETS))
     parser.add_argument(
-        "model", metavar="nano|PRESET|FILE", help=f"{names}, or weights of a transformer or a VAE: a path, hf://..."
+        "model",
+        metavar="nano|PRESET|FILE",
+        help=f"{names}, weights of a transformer or a VAE (a path, hf://...), or a file that edit --save-state wrote",
     )
     _add_decoder(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -200,8 +248,20 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors file to write")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="of all tensors (default: each as it is)")
+    parser.add_argument(
+        "--precision",
+        metavar="PLAN",
+        help="quantize a transformer: bf16, fp8, int8, paper-mpq, or the JSON file of a plan; what it leaves is in --dtype, "
+        "bf16 by default",
+    )
     _add_decoder(parser)
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    from .commands.precision import add_options
+
+    add_options(parser)
 
 
 def _add_toy(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from ..benchmark.measure import run_rows
-from ..benchmark.registry import CUDA_SIZES, all_rows, chosen
+from ..benchmark.registry import CUDA_SIZES, Row, all_rows, chosen
 from ..benchmark.results import Results
-from ..benchmark.sizes import Bench
+from ..benchmark.sizes import Bench, Size
 from ..benchmark.table import table
 from ..paths import check_target
 from .edit_networks import pick_device
@@ -27,14 +27,25 @@ def run(options: argparse.Namespace) -> int:
         check_target(options.json)
     bench = Bench.on(device, options.seed)
     results = Results.open(bench, options.json, options.replace)
+    if not options.again:
+        pairs = missing(pairs, results)
     try:
-        run_rows(bench, pairs, results, say)
+        if pairs:
+            run_rows(bench, pairs, results, say)
     except KeyboardInterrupt:
         print("stopped; what was measured so far:", file=sys.stderr)
         print(table(results.values), end="")
         return EXIT_STOPPED
     print(table(results.values), end="")
     return EXIT_OK
+
+
+def missing(pairs: list[tuple[Row, Size]], results: Results) -> list[tuple[Row, Size]]:
+    """Those that ``results`` have not, so that a run that was cut short goes on where it was; tells of the others."""
+    left = [(row, size) for row, size in pairs if f"{row.name}@{size.name}" not in results.rows]
+    if done := len(pairs) - len(left):
+        say(f"{done} of {len(pairs)} rows are in {results.path} already; --again measures them anew")
+    return left
 
 
 def print_rows() -> None:

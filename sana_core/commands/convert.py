@@ -40,7 +40,14 @@ def run(options: argparse.Namespace) -> int:
             bar.set_description_str(file, refresh=False)
             bar.update(done - bar.n)
 
-        done = convert(source, target, DTYPES.get(options.dtype), decoder=options.decoder, on_progress=show)
+        done = convert(
+            source,
+            target,
+            DTYPES.get(options.dtype),
+            decoder=options.decoder,
+            precision=options.precision,
+            on_progress=show,
+        )
     print(in_words(done))
     return EXIT_OK
 
@@ -49,11 +56,16 @@ def in_words(done: Conversion) -> str:
     network = _NETWORKS[done.variant]
     if done.variant == "vae":
         network += f" with {'causal' if done.config['decoder_causal'] else 'chunk_tile'} decoder"
-    return (
+    text = (
         f"{done.source}: {network}, {done.num_tensors} tensors, {_named(done.source_dtypes)}, "
         f"{in_units(done.source_bytes)}, sha256 {done.sha256}\n"
         f"{done.target}: {_named(done.dtypes)}, {in_units(done.num_bytes)}"
     )
+    if done.precision is not None:
+        text = "\n".join([text, *done.precision.lines()])
+    if done.calibration:
+        text += f"\ninput scales: {done.calibration}"
+    return text
 
 
 def _named(dtypes: Any) -> str:

@@ -16,7 +16,6 @@ import torch
 from ..errors import InputError
 from ..evaluation.editor import StreamEditor
 from ..evaluation.held_out import (
-    check_sources,
     chosen_clips,
     expected_samples,
     measure_clip,
@@ -31,7 +30,7 @@ from ..models.text_encoder import GemmaTextEncoder
 from ..paths import check_distinct, check_target
 from ..streaming.edit_stream import check_networks, check_size
 from ..streaming.options import StreamOptions
-from ..training.data.sources import Sample
+from ..training.data.sources import Sample, check_held_out
 from ..weights.dit import load_dit
 from ..weights.locate import locate
 from ..weights.lora import apply_loras, parse_loras
@@ -43,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     from ..cli import EXIT_OK, EXIT_STOPPED
 
     stream_options, clips = check_options(options)
-    check_sources()
+    check_held_out()
     editor = load_editor(options, stream_options)
     evaluation = Evaluation(editor, clips, options)
     try:
@@ -62,8 +61,8 @@ def check_options(options: argparse.Namespace) -> tuple[StreamOptions, list[int]
     for path in filter(None, (options.json, options.sheet)):
         check_target(path)
     check_distinct({"--json": options.json, "--sheet": options.sheet})
-    if options.sheet and options.sheet.suffix.lower() != ".png":
-        raise InputError(f"--sheet {options.sheet} is not a .png file; name one that is")
+    if options.sheet and options.sheet.suffix.lower() not in (".png", ".jpg"):
+        raise InputError(f"--sheet {options.sheet} is not a .png or .jpg file; name one that is")
     if options.frames < 2:
         raise InputError(f"--frames {options.frames} is too few; use 2 or more (default: 97)")
     check_size(options.height, options.width, 1)

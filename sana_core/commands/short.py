@@ -16,6 +16,7 @@ from ..edit_file import FileEdit, FileJob, FileReport
 from ..errors import InputError
 from ..models.prompt import DEFAULT_NEGATIVE_PROMPT, prompt_text
 from ..models.vae_tiles import RELEASE_TILES, SpatialTiles
+from ..precision.plan import check_choice
 from ..short_clip import (
     DEFAULT_MOTION_SCORE,
     TRAINED_FRAMES,
@@ -131,6 +132,8 @@ def make_plan(options: argparse.Namespace) -> ShortPlan:
     check_targets(options)
     check_exchange(options)
     check_numbers(options)
+    if options.precision is not None:
+        check_choice(options.precision)
     if options.prompt is None and not options.input_text_embed:
         raise InputError('no --prompt is given; say what to do, for example --prompt "turn it into a watercolour"')
     reader, _ = open_footage(options)

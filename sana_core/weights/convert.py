@@ -12,15 +12,19 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ..config import read_json
+from ..config import DiTConfig, read_json
 from ..errors import CheckpointError, InputError
 from ..paths import check_distinct, check_target
+from ..precision.apply import apply_plan, is_quantized, quantized_state
+from ..precision.calibration import MADE_UP, calibrated
+from ..precision.plan import UNQUANTIZED, Plan, choose_plan
+from ..precision.report import Report
 from .checkpoint import INDEX_SUFFIX, STORED_DTYPES, read_checkpoint
-from .dit import checked_config, dit_file
+from .dit import DEAD_KEYS, FINGERPRINT, build_dit, checked_config, dit_file, load_quantized, official_shapes
 from .safetensors_file import as_bytes, write_safetensors
 from .vae import DecoderChoice, read_vae, vae_file
 
@@ -33,7 +37,10 @@ _BLOCK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Conversion:
-    """What :func:`convert` wrote: ``variant`` is streaming, bidirectional or vae; ``sha256`` is the source's."""
+    """What :func:`convert` wrote: ``variant`` is streaming, bidirectional or vae; ``sha256`` is the source's.
+
+    ``precision`` is None for a file that is not quantized, and ``calibration`` where no input scale was made up for it.
+    """
 
     target: Path
     source: Path
@@ -45,6 +52,8 @@ class Conversion:
     source_bytes: int
     dtypes: tuple[torch.dtype, ...]
     num_bytes: int
+    precision: Report | None = None
+    calibration: str = ""
 
 
 def convert(
@@ -53,6 +62,7 @@ def convert(
     dtype: torch.dtype | None = None,
     *,
     decoder: DecoderChoice = "auto",
+    precision: Plan | str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Conversion:
     """Writes the weights of ``source`` to the safetensors file ``target``, which is replaced when it is whole.
@@ -61,6 +71,10 @@ def convert(
     The target holds the release's keys (of a VAE diffusers') in ``dtype``, or each tensor as it is stored, and the metadata
     ``format`` pt, ``source`` (its file name), ``sha256`` (of the source; of shards one after another, by name),
     ``variant`` and ``config`` (JSON). Equal sources give equal files. Memory holds one tensor at a time.
+
+    ``precision`` (a plan, a preset, the file of a plan) quantizes a transformer: each layer then has ComfyUI's keys, every
+    weight the shape of a Linear, the others are in ``dtype`` (default bfloat16), and memory holds the network. Input scales
+    that the plan lacks are calibrated on made-up latents. The metadata gain ``precision``, the plan, and ``fingerprint``.
 
     ``decoder`` settles a VAE file without config, see :func:`load_vae`. ``on_progress`` may raise to stop; then, and on any
     error, the target stays as it was.
@@ -77,10 +91,18 @@ def convert(
         )
     check_target(target)
     state, config, variant = read_network(file, decoder, numpy_arrays=True)
+    if any(value.is_meta for value in state.values()):
+        raise InputError(
+            f"{file} is quantized, which cannot be undone or changed; convert the file that it was made from"
+        )
     parts = _parts(file)
     for part in parts:
         check_distinct({"the target": target, "the source": part})
-    stored = {key: _stored_as(value, dtype) for key, value in state.items()}
+    source_dtypes, num_tensors = _kinds(value.dtype for value in state.values()), len(state)
+    quantized = _quantized(file, state, config, variant, precision, dtype) if precision is not None else None
+    if quantized is not None:
+        state = quantized.state
+    stored = {key: value.dtype if quantized else _stored_as(value, dtype) for key, value in state.items()}
     written = sum(value.numel() * stored[key].itemsize for key, value in state.items())
     if written > (free := shutil.disk_usage(target.parent).free):
         raise InputError(f"{target}: {written:,} bytes are to be written, {free:,} are free; choose another disk")
@@ -93,7 +115,7 @@ def convert(
         "sha256": sha256,
         "source": file.name,
         "variant": variant,
-    }
+    } | (quantized.metadata if quantized else {})
     _write(target, state, stored, metadata, count)
     return Conversion(
         target=target,
@@ -101,12 +123,45 @@ def convert(
         variant=variant,
         config=config,
         sha256=sha256,
-        num_tensors=len(state),
-        source_dtypes=_kinds(value.dtype for value in state.values()),
+        num_tensors=num_tensors,
+        source_dtypes=source_dtypes,
         source_bytes=source_bytes,
         dtypes=_kinds(stored.values()),
         num_bytes=target.stat().st_size,
+        precision=quantized.report if quantized else None,
+        calibration=quantized.calibration if quantized else "",
     )
+
+
+class _Quantized(NamedTuple):
+    state: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+    report: Report
+    calibration: str
+
+
+def _quantized(
+    file: Path,
+    state: Mapping[str, torch.Tensor],
+    values: dict[str, Any],
+    variant: str,
+    precision: Plan | str | Path,
+    dtype: torch.dtype | None,
+) -> _Quantized | None:
+    """What to write of a transformer under a plan; None where the plan quantizes nothing. InputError for a VAE."""
+    if variant == "vae":
+        raise InputError(f"{file} is a VAE; precision plans are for transformers: leave --precision out")
+    config = DiTConfig.from_dict(values)
+    plan = precision if isinstance(precision, Plan) else choose_plan(precision, config)
+    plan.check(config)
+    if all(kind == UNQUANTIZED for kind in plan.formats.values()):
+        return None
+    model = build_dit(state, config, layout=plan.layout(config), dtype=dtype or torch.bfloat16)
+    complete = calibrated(model, plan)
+    # What the device that converts is fast in says nothing of where the file will be used.
+    report = apply_plan(model, complete, how="dequantized")
+    metadata = {"precision": json.dumps(complete.to_dict()), FINGERPRINT: model.fingerprint}
+    return _Quantized(quantized_state(model), metadata, report, "" if complete is plan else MADE_UP)
 
 
 class _Count:
@@ -147,12 +202,18 @@ def read_network(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
     """(state dict, config, variant) of a weight file, checked against the network that it is; variants as in `Conversion`.
 
-    Raises CheckpointError for a file that is neither network or not wholly one.
+    Of a quantized transformer the state dict is that of the original, shapes without values. Raises CheckpointError for a
+    file that is neither network or not wholly one.
     """
     state, metadata = read_checkpoint(file, numpy_arrays=numpy_arrays)
     if any(key.startswith(_VAE_KEYS) for key in state):
         vae_state, vae_config = read_vae(file, decoder)
         return vae_state, vae_config.to_dict(), "vae"
+    if is_quantized(state):
+        quantized = load_quantized(state, metadata, file).config
+        sizes = {key: shape for key, shape in official_shapes(quantized).items() if key not in DEAD_KEYS}
+        blank = {key: torch.empty(shape, device="meta") for key, shape in sizes.items()}
+        return blank, quantized.to_dict(), quantized.variant
     config = checked_config(state, metadata, file)
     return state, config.to_dict(), config.variant
 

@@ -8,6 +8,7 @@ layout.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,9 +18,12 @@ import torch
 from torch import nn
 
 from ..config import DIT_PRESETS, DiTConfig, read_json, spread_layers
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from ..models.attention import AttentionLayout
 from ..models.dit import SanaStreamingDiT
+from ..precision.apply import apply_plan, build_quantized, is_quantized, quantized_state
+from ..precision.calibration import calibrated
+from ..precision.plan import Plan, choose_plan
 from .checkpoint import (
     INDEX_SUFFIX,
     TORCH_SUFFIXES,
@@ -32,8 +36,12 @@ from .checkpoint import (
 )
 from .safetensors_file import save_safetensors
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
+# Metadata of a quantized file: the network's, which cannot be told from its weights.
+FINGERPRINT = "fingerprint"
 # In the release's files, never read by a forward pass.
 DEAD_KEYS = frozenset({"pos_embed", "y_embedder.y_embedding"})
 # Rows of the fused projection, in this order.
@@ -62,8 +70,13 @@ def official_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def official_state(model: SanaStreamingDiT) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's weights under the release's keys, in its shapes; dead taps are zero, dead buffers are left out."""
+    """The model's weights under the release's keys, in its shapes; dead taps are zero, dead buffers are left out.
+
+    InputError for a quantized model, whose weights are not the release's.
+    """
     state = model.state_dict()
+    if is_quantized(state):
+        raise InputError("the network is quantized; load the file that it was made from, without a precision plan")
     for key, value in state.items():
         if ".attn.qkvg." in key:
             yield from _split_fused(key, value, model.config)
@@ -290,21 +303,96 @@ def load_dit(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     operations: Any = nn,
+    precision: Plan | str | Path | None = None,
+    quantized_operations: Any = None,
 ) -> SanaStreamingDiT:
-    """The transformer from what :func:`read_dit` takes: the release's file, a folder of :func:`save_dit`, a bundle."""
-    official, config = read_dit(path)
-    return build_dit(official, config, layout=layout, device=device, dtype=dtype, operations=operations)
+    """The transformer from what :func:`read_dit` takes: the release's file, a folder of :func:`save_dit`, a bundle.
+
+    ``precision`` is a plan, a preset or the file of a plan, which then also picks the layout; a file that is quantized
+    itself takes none. ``quantized_operations`` makes the layers of a network that is quantized either way, as ``operations``
+    does of any other; None: this package's own. Raises InputError for a plan of another network.
+    """
+    path = dit_file(path)
+    state, metadata = read_checkpoint(path)
+    if is_quantized(state):
+        if precision is not None:
+            raise InputError(f"{path} is quantized already; give the plan with the file that it was made from")
+        return load_quantized(state, metadata, path, device, dtype, quantized_operations)
+    config = checked_config(state, metadata, path)
+    if precision is None:
+        return build_dit(state, config, layout=layout, device=device, dtype=dtype, operations=operations)
+    return quantize_dit(state, config, precision, device, dtype, quantized_operations)
+
+
+def quantize_dit(
+    official: Mapping[str, torch.Tensor],
+    config: DiTConfig,
+    precision: Plan | str | Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    operations: Any = None,
+) -> SanaStreamingDiT:
+    """The network of official weights (already checked) under a plan; ``operations`` as in :func:`load_dit`.
+
+    A host's operations do not measure their inputs, so input scales that the plan lacks are calibrated for them.
+    """
+    plan = precision if isinstance(precision, Plan) else choose_plan(precision, config)
+    plan.check(config)
+    model = build_dit(official, config, layout=plan.layout(config), device="cpu", dtype=dtype)
+    if operations is None:
+        for line in apply_plan(model, plan, device=device).lines():
+            logger.info("%s", line)
+        return model
+    apply_plan(model, calibrated(model, plan))
+    state = quantized_state(model)
+    built = build_quantized(state, config, "the plan", device=device, dtype=dtype, operations=operations)
+    built.fingerprint = model.fingerprint
+    return built
+
+
+def load_quantized(
+    state: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    operations: Any = None,
+) -> SanaStreamingDiT:
+    """The network of a quantized file's content; ``operations`` as in :func:`load_dit`. CheckpointError for any other."""
+    config = _read_config(path, metadata)
+    if config is None:
+        raise CheckpointError(
+            f"{path} is a quantized transformer without its config; it needs its {CONFIG_NAME} beside it and the name "
+            f"{WEIGHTS_NAME}, or make it anew: python -m sana_streaming convert ORIGINAL {path} --precision PLAN"
+        )
+    linears = {key: _as_linear(key, value, config) for key, value in state.items() if key not in DEAD_KEYS}
+    model = build_quantized(linears, config, path, device=device, dtype=dtype, operations=operations)
+    model.fingerprint = metadata.get(FINGERPRINT) or fingerprint(linears)
+    return model
+
+
+def _as_linear(key: str, value: torch.Tensor, config: DiTConfig) -> torch.Tensor:
+    """A weight as it is in memory, from the release's shape or from that of a Linear."""
+    return value if value.dim() <= 2 else from_official(key, value, config)
 
 
 def save_dit(model: SanaStreamingDiT, folder: str | Path) -> Path:
-    """Writes model.safetensors in the release's layout (all its keys) and config.json; returns the weight file."""
+    """Writes model.safetensors and config.json; returns the weight file.
+
+    The file has the release's layout, all its keys; of a quantized network ComfyUI's keys and the shapes of Linears.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = dict(official_state(model))
-    for key in DEAD_KEYS:
-        state[key] = torch.zeros(official_shapes(model.config)[key], dtype=model.dtype)
     config = model.config.to_dict()
+    metadata = {"config": json.dumps(config)}
+    state = quantized_state(model)
+    if is_quantized(state):
+        metadata[FINGERPRINT] = model.fingerprint
+    else:
+        state = dict(official_state(model))
+        for key in DEAD_KEYS:
+            state[key] = torch.zeros(official_shapes(model.config)[key], dtype=model.dtype)
     file = folder / WEIGHTS_NAME
-    save_safetensors(file, state, {"config": json.dumps(config)})
+    save_safetensors(file, state, metadata)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return file

@@ -59,7 +59,8 @@ def locate(
     # Before anything is fetched.
     built_in = nano.nano_folder() if str(model) == nano.NAME else model
     if not published:
-        _check_given("--model", built_in, "a checkpoint file or a folder with one")
+        names = ", ".join((nano.NAME, *DIT_PRESETS))
+        _check_given("--model", built_in, f"a checkpoint file, a folder with one, or one of the names {names}")
     _check_given("--vae", vae, "the path of the causal LTX-2 VAE")
     _check_given("--text-encoder", text_encoder, "the path of Gemma-2-2b-it")
     path = _published(str(model), "model", download) if published else resolve_uri(built_in, "model")

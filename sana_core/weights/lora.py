@@ -9,6 +9,7 @@ shape; without alpha it is the rank.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,10 +21,14 @@ from torch import Tensor
 
 from ..errors import CheckpointError, InputError
 from ..models.dit import SanaStreamingDiT
+from ..precision.apply import linear_of
+from ..precision.layer import QuantLinear
 from .checkpoint import fingerprint, read_safetensors
 from .dit import FUSED_PARTS, from_official
 from .hub import resolve_uri
 from .hub_address import SCHEME, parse_uri
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "diffusion_model."
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
@@ -43,10 +48,18 @@ class LoraChoice:
         return f"{self.file}:{self.strength:g}"
 
 
-class _Change(NamedTuple):
-    """One layer of a file: its weight in the model, and ``scale * up @ down``, [out, rank] and [rank, in]."""
+class LoraPlace(NamedTuple):
+    """Where a layer of the release's layout is in the model: the module, and which quarter of its rows, None for all."""
 
-    weight: Tensor
+    module: str
+    quarter: int | None
+    shape: torch.Size
+
+
+class LoraChange(NamedTuple):
+    """One layer of a file: its place in the model, and ``scale * up @ down``, [out, rank] and [rank, in]."""
+
+    place: LoraPlace
     name: str
     up: Tensor
     down: Tensor
@@ -81,27 +94,56 @@ def parse_loras(texts: Iterable[str] | None) -> list[LoraChoice]:
 def apply_loras(model: SanaStreamingDiT, loras: Iterable[LoraChoice]) -> None:
     """Merges LoRAs into the weights of ``model``, of either layout; those that change one weight add up.
 
-    Fetches ``hf://`` addresses that are not in the hub's cache. The model's fingerprint becomes that of the mix, and stays
-    where every strength is 0. Raises CheckpointError for a file that is damaged, incomplete, or of another network; the
-    model is then as before.
+    Layers of a quantized model that a LoRA changes go back to full precision, which the log says. Fetches ``hf://``
+    addresses that are not in the hub's cache. The model's fingerprint becomes that of the mix, and stays where every strength
+    is 0. Raises CheckpointError for a file that is damaged, incomplete, or of another network; the model is then as before.
     """
-    changes: dict[str, list[_Change]] = {}
+    changes: dict[str, list[LoraChange]] = {}
     mix = model.fingerprint
     for lora in loras:
-        tensors, _ = read_safetensors(resolve_uri(lora.file))
-        found = _changes(model, tensors, lora)
+        found, mix = lora_changes(model, lora, mix)
         if lora.strength:
-            mix = hashlib.sha256(f"{mix} {fingerprint(tensors)} {lora.strength!r}".encode()).hexdigest()[:16]
             for change in found:
                 changes.setdefault(change.name, []).append(change)
+    _restore(model, {change.place.module for of_one in changes.values() for change in of_one})
     with torch.no_grad():
         for of_one in changes.values():
-            weight = of_one[0].weight
+            weight = _weight_at(model, of_one[0].place)
             merged = weight.float()
             for _, _, up, down, scale in of_one:
                 merged = merged + scale * (up.to(weight.device) @ down.to(weight.device))
             weight.copy_(merged)
     model.fingerprint = mix
+
+
+def lora_changes(model: SanaStreamingDiT, lora: LoraChoice, mix: str) -> tuple[list[LoraChange], str]:
+    """What a LoRA changes, for whoever applies it in another way than :func:`apply_loras`; and the fingerprint of the mix.
+
+    ``mix`` is the fingerprint of the model with the LoRAs before this one; it stays where the strength is 0. Raises as
+    :func:`apply_loras` does.
+    """
+    tensors, _ = read_safetensors(resolve_uri(lora.file))
+    changes = _changes(model, tensors, lora)
+    if lora.strength:
+        mix = hashlib.sha256(f"{mix} {fingerprint(tensors)} {lora.strength!r}".encode()).hexdigest()[:16]
+    return changes, mix
+
+
+def _restore(model: SanaStreamingDiT, names: set[str]) -> None:
+    """Puts the quantized layers of these names back to the network's dtype."""
+    layers = {name: model.get_submodule(name) for name in sorted(names)}
+    quantized = {name: layer for name, layer in layers.items() if isinstance(layer, QuantLinear)}
+    grown = 0
+    for name, layer in quantized.items():
+        weight = layer.dequantized(model.dtype)
+        grown += weight.numel() * weight.element_size() - layer.num_bytes
+        model.set_submodule(name, linear_of(weight, layer.bias))
+    if quantized:
+        logger.warning(
+            "LoRA: %d quantized layers are back to full precision for it, which is slower and takes %s bytes more",
+            len(quantized),
+            f"{grown:,}",
+        )
 
 
 def apply_lora(model: SanaStreamingDiT, file: str | Path, strength: float = 1.0) -> None:
@@ -115,7 +157,7 @@ def _checked(strength: float) -> float:
     return strength
 
 
-def _changes(model: SanaStreamingDiT, tensors: Mapping[str, Tensor], lora: LoraChoice) -> list[_Change]:
+def _changes(model: SanaStreamingDiT, tensors: Mapping[str, Tensor], lora: LoraChoice) -> list[LoraChange]:
     """Every layer of a file, checked against the model."""
     changes = []
     for name, parts in _by_layer(tensors, lora.file).items():
@@ -123,21 +165,21 @@ def _changes(model: SanaStreamingDiT, tensors: Mapping[str, Tensor], lora: LoraC
             lacking = DOWN if DOWN not in parts else UP
             raise CheckpointError(f"{lora.file} has {name} without {lacking}; copy or download it again")
         sizes = " and ".join(f"{end[1:]} {tuple(parts[end].shape)}" for end in (UP, DOWN))
-        weight = _weight_of(model, name)
-        if weight is None:
+        place = _place_of(model, name)
+        if place is None:
             raise CheckpointError(f"{lora.file} changes {name} by {sizes}, which the model does not have; {_REMEDY}")
         try:
             down = from_official(f"{name}.weight", parts[DOWN].float(), model.config)
             up, rank = parts[UP].float().flatten(1), len(down)
             alpha = parts[ALPHA].item() if ALPHA in parts else rank
-            fits = (len(up), *down.shape[1:]) == weight.shape and up.shape[1] == rank > 0
+            fits = (len(up), *down.shape[1:]) == place.shape and up.shape[1] == rank > 0
         except (RuntimeError, IndexError, TypeError):
             fits = False
         if not fits:
             raise CheckpointError(
-                f"{lora.file} changes {name} by {sizes}, which do not fit the model's {tuple(weight.shape)}; {_REMEDY}"
+                f"{lora.file} changes {name} by {sizes}, which do not fit the model's {tuple(place.shape)}; {_REMEDY}"
             )
-        changes.append(_Change(weight, name, up, down, lora.strength * alpha / rank))
+        changes.append(LoraChange(place, name, up, down, lora.strength * alpha / rank))
     return changes
 
 
@@ -160,13 +202,19 @@ def _by_layer(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, dict
     return layers
 
 
-def _weight_of(model: SanaStreamingDiT, name: str) -> Tensor | None:
-    """The weight, or the part of one, that the layer ``name`` of the release's layout is."""
+def _place_of(model: SanaStreamingDiT, name: str) -> LoraPlace | None:
+    """Where the weight is that the layer ``name`` of the release's layout has; None where there is none."""
     parent, _, part = name.rpartition(".")
+    fused = model.layout == "fused" and parent.endswith(".attn") and part in FUSED_PARTS
+    module, quarter = (f"{parent}.qkvg", FUSED_PARTS.index(part)) if fused else (name, None)
     try:
-        if model.layout == "fused" and parent.endswith(".attn") and part in FUSED_PARTS:
-            fused = model.get_submodule(f"{parent}.qkvg").get_parameter("weight")
-            return fused.chunk(4)[FUSED_PARTS.index(part)]
-        return model.get_submodule(name).get_parameter("weight")
+        layer = model.get_submodule(module)
+        shape = layer.shape if isinstance(layer, QuantLinear) else tuple(layer.get_parameter("weight").shape)
     except AttributeError:
         return None
+    return LoraPlace(module, quarter, torch.Size([shape[0] // 4 if fused else shape[0], *shape[1:]]))
+
+
+def _weight_at(model: SanaStreamingDiT, place: LoraPlace) -> Tensor:
+    weight = model.get_submodule(place.module).get_parameter("weight")
+    return weight if place.quarter is None else weight.chunk(4)[place.quarter]

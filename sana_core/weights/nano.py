@@ -44,18 +44,20 @@ def write_manifest(folder: str | Path, version: str) -> Path:
 
 
 def check_manifest(folder: str | Path | None = None) -> None:
-    """Raises CheckpointError unless the files of ``folder`` (default: the built-in model) are those of its manifest.
-
-    All of them together, manifest included, may have at most `MAX_BYTES`.
-    """
+    """Raises CheckpointError unless the files of ``folder`` (default: the built-in model) are those of its manifest."""
     folder = FOLDER if folder is None else Path(folder)
     listed, found = _listed(folder), _measured(folder)
     different = sorted(name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name))
     if different:
         raise CheckpointError(
-            f"{folder / MANIFEST_NAME} does not describe {', '.join(different)}; write it anew after each change"
+            f"{folder / MANIFEST_NAME} does not describe {', '.join(different)}; install the package again, or write the "
+            "manifest anew after a change of your own"
         )
-    total = sum(entry["bytes"] for entry in found.values()) + (folder / MANIFEST_NAME).stat().st_size
+
+
+def check_size(folder: Path) -> None:
+    """Raises CheckpointError where the files of ``folder`` are together, manifest included, more than `MAX_BYTES`."""
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if total > MAX_BYTES:
         raise CheckpointError(f"{folder} has {total:,} bytes; at most {MAX_BYTES:,} may be part of the package")
 

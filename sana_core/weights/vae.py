@@ -58,7 +58,7 @@ def load_vae(
     vae = CausalVAE(config, operations=operations, device="meta", dtype=dtype)
     vae.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
     vae.fingerprint = fingerprint(state)
-    return vae.requires_grad_(False).eval()
+    return vae.arrange().requires_grad_(False).eval()
 
 
 def read_vae(path: str | Path, decoder: DecoderChoice = "auto") -> tuple[dict[str, torch.Tensor], VAEConfig]:

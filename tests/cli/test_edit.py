@@ -96,16 +96,19 @@ def test_the_file_holds_what_the_stream_makes(tmp_path, toy):
     assert torch.equal(read(tmp_path / "a.mp4"), read(tmp_path / "b.mp4"))
 
 
-def test_resume_equals_no_interruption(tmp_path, toy):
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_resume_equals_no_interruption(tmp_path, toy, overlap):
+    """With overlap what was put off is in the file of the part that it belongs to."""
     source = clips.clip("carphone_pristine.mp4")
     state = tmp_path / "state.safetensors"
     whole = tmp_path / "whole.mkv"
     assert edit(source, whole, toy, "--crf", 0, "--seed", 3) == 0
-    first = ["--crf", 0, "--max-frames", 40, "--save-state", state, "--seed", 3]
+    told = ["--crf", 0, "--overlap", overlap]
+    first = [*told, "--max-frames", 40, "--save-state", state, "--seed", 3]
     assert edit(source, tmp_path / "a.mkv", toy, *first) == 0
-    again = ["--crf", 0, "--resume", state, "--save-state", state, "--max-frames", 30]
+    again = [*told, "--resume", state, "--save-state", state, "--max-frames", 30]
     assert edit(source, tmp_path / "b.mkv", toy, *again, prompt=None) == 0
-    assert edit(source, tmp_path / "c.mkv", toy, "--crf", 0, "--resume", state, prompt=None) == 0
+    assert edit(source, tmp_path / "c.mkv", toy, *told, "--resume", state, prompt=None) == 0
     parts = [read(tmp_path / name) for name in ("a.mkv", "b.mkv", "c.mkv")]
     assert [len(part) for part in parts] == [25, 24, 71]
     # Each file is its own H.264 stream, lossless but for the colour conversion.
@@ -160,22 +163,28 @@ def test_resume_of_a_stream_that_began_later(tmp_path, toy):
     assert abs(lag(resumed, sound(clip)[begin:], 0.5)) < 64
 
 
-PHASES = ["read", "encode", "denoise", "write", "last chunk", "write twice"]
+PHASES = {"read": 0, "encode": 25, "denoise": 25, "write": 25, "last chunk": 97, "write twice": 0}
+# While a chunk is written the next one is denoised, and it is not lost. Signals to another thread are not counted.
+OVERLAPPED = {**PHASES, "write": 49}
+OVERLAPPED.pop("write twice")
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_ctrl_c_loses_nothing(tmp_path, toy, monkeypatch, phase):
+@pytest.mark.parametrize(
+    ("overlap", "phase"), [*(("off", phase) for phase in PHASES), *(("on", phase) for phase in OVERLAPPED)]
+)
+def test_ctrl_c_loses_nothing(tmp_path, toy, monkeypatch, overlap, phase):
     """Ctrl-C at any moment: whole chunks in the file, and the rest comes out when the stream goes on."""
     source = clips.clip("carphone_pristine.mp4")
     state, whole = tmp_path / "s.safetensors", tmp_path / "whole.mkv"
     options = ["--crf", 0, "--steps", 2]
     assert edit(source, whole, toy, *options) == 0
     press_ctrl_c(monkeypatch, phase)
-    assert edit(source, tmp_path / "a.mkv", toy, *options, "--save-state", state) == 130
+    assert edit(source, tmp_path / "a.mkv", toy, *options, "--save-state", state, "--overlap", overlap) == 130
     monkeypatch.undo()
     out = StreamState.load(state).frames_out
     before = read(tmp_path / "a.mkv") if out else torch.empty(0, 64, 64, 3, dtype=torch.uint8)
-    assert out == {"read": 0, "encode": 25, "denoise": 25, "write": 25, "last chunk": 97, "write twice": 0}[phase]
+    assert out == (PHASES if overlap == "off" else OVERLAPPED)[phase]
+    assert phase == "write twice" or len(before) == out
     assert edit(source, tmp_path / "b.mkv", toy, "--crf", 0, "--resume", state, prompt=None) == 0
     assert torch.equal(torch.cat([before[:out], read(tmp_path / "b.mkv")]), read(whole))
 
@@ -206,7 +215,8 @@ def press_ctrl_c(monkeypatch, phase):
     monkeypatch.setattr(bar, "on_progress", pressing(bar.on_progress, reached))
 
 
-def test_a_failing_writer_keeps_the_state(tmp_path, toy, monkeypatch, capsys):
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_a_failing_writer_keeps_the_state(tmp_path, toy, monkeypatch, capsys, overlap):
     """A full disk: one line, exit code 1, and a state from which the stream goes on with the chunk that failed."""
     from sana_streaming.sana_core.video import writer
 
@@ -222,13 +232,119 @@ def test_a_failing_writer_keeps_the_state(tmp_path, toy, monkeypatch, capsys):
         write(self, frames)
 
     monkeypatch.setattr(writer.VideoWriter, "write", full)
-    assert edit(source, tmp_path / "a.mkv", toy, "--crf", 0, "--steps", 1, "--save-state", state) == 1
+    told = ["--crf", 0, "--steps", 1, "--overlap", overlap]
+    assert edit(source, tmp_path / "a.mkv", toy, *told, "--save-state", state) == 1
     errors = capsys.readouterr().err
     assert "failed: [Errno 28] No space left on device" in errors
     assert "Traceback" not in errors
     monkeypatch.undo()
+    assert StreamState.load(state).frames_out == 49
     assert edit(source, tmp_path / "b.mkv", toy, "--crf", 0, "--resume", state, prompt=None) == 0
     assert torch.equal(torch.cat([read(tmp_path / "a.mkv"), read(tmp_path / "b.mkv")]), read(whole))
+
+
+def test_what_is_written_while_something_else_fails_counts(tmp_path, toy, monkeypatch):
+    """The file and the saved state agree, and nothing comes twice."""
+    source, state, whole = clips.clip("carphone_pristine.mp4"), tmp_path / "s.safetensors", tmp_path / "whole.mkv"
+    assert edit(source, whole, toy, "--crf", 0, "--steps", 1) == 0
+    encode, calls = CausalVAE.encode, []
+
+    def exhausted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return encode(*arguments)
+
+    def slow(self, frames, write=VideoWriter.write):
+        time.sleep(0.5)
+        write(self, frames)
+
+    monkeypatch.setattr(CausalVAE, "encode", exhausted)
+    monkeypatch.setattr(VideoWriter, "write", slow)
+    told = ["--crf", 0, "--steps", 1, "--save-state", state, "--overlap", "on"]
+    assert edit(source, tmp_path / "a.mkv", toy, *told) == 1
+    monkeypatch.undo()
+    assert StreamState.load(state).frames_out == len(read(tmp_path / "a.mkv")) == 25
+    assert edit(source, tmp_path / "b.mkv", toy, "--crf", 0, "--resume", state, prompt=None) == 0
+    assert torch.equal(torch.cat([read(tmp_path / "a.mkv"), read(tmp_path / "b.mkv")]), read(whole))
+
+
+@pytest.mark.parametrize("compare", [[], ["--compare", "wipe"]], ids=["edit", "compare"])
+def test_overlap_changes_no_frame(tmp_path, toy, compare):
+    """Sound, sheet and report go along; read and written in threads."""
+    source = clips.clip("bigbuckbunny.mp4")
+    reports, sheets = {}, {}
+    for overlap in ("off", "on"):
+        report, sheet = tmp_path / f"{overlap}.json", tmp_path / f"{overlap}.png"
+        told = [
+            "--crf",
+            0,
+            "--steps",
+            1,
+            "--max-frames",
+            80,
+            "--overlap",
+            overlap,
+            "--report",
+            report,
+            "--sheet",
+            sheet,
+        ]
+        assert edit(source, tmp_path / f"{overlap}.mkv", toy, *told, *compare) == 0
+        reports[overlap], sheets[overlap] = json.loads(report.read_text()), sheet.read_bytes()
+    assert torch.equal(read(tmp_path / "on.mkv"), read(tmp_path / "off.mkv"))
+    assert torch.equal(sound(tmp_path / "on.mkv"), sound(tmp_path / "off.mkv"))
+    assert sheets["on"] == sheets["off"]
+    counted = ("frames_read", "frames_written", "chunks", "frames_waiting", "frames_held", "state_bytes", "settings")
+    assert all(reports["on"][name] == reports["off"][name] for name in counted)
+    assert set(reports["on"]["seconds"]) == set(reports["off"]["seconds"])
+    assert [reports[overlap]["overlap"] for overlap in ("off", "on")] == [False, True]
+    assert reports["on"]["vae_device"] == "cpu"
+
+
+def test_a_reader_that_fails_costs_nothing_that_was_read(tmp_path, toy, monkeypatch, capsys):
+    """One line, and the stream goes on with the frame that could not be read."""
+    from sana_streaming.sana_core.video import reader
+
+    source, state, whole = clips.clip("carphone_pristine.mp4"), tmp_path / "s.safetensors", tmp_path / "whole.mkv"
+    assert edit(source, whole, toy, "--crf", 0, "--steps", 1) == 0
+    upright = reader.VideoReader._upright
+
+    def failing(self, frame, number):
+        if number == 100:
+            raise OSError(5, "Input/output error")
+        return upright(self, frame, number)
+
+    monkeypatch.setattr(reader.VideoReader, "_upright", failing)
+    told = ["--crf", 0, "--steps", 1, "--save-state", state, "--overlap", "on"]
+    assert edit(source, tmp_path / "a.mkv", toy, *told) == 1
+    assert "failed: [Errno 5] Input/output error" in capsys.readouterr().err
+    monkeypatch.undo()
+    saved = StreamState.load(state)
+    assert (saved.frames_in, saved.frames_out) == (96, len(read(tmp_path / "a.mkv")))
+    assert edit(source, tmp_path / "b.mkv", toy, "--crf", 0, "--resume", state, prompt=None) == 0
+    assert torch.equal(torch.cat([read(tmp_path / "a.mkv"), read(tmp_path / "b.mkv")]), read(whole))
+
+
+def test_options_without_effect_are_said_to_be(tmp_path, toy, capsys):
+    source = clips.clip("carphone_pristine.mp4")
+    told = ["--max-frames", 9, "--steps", 1, "--negative-prompt", "blurry"]
+    assert edit(source, tmp_path / "o.mp4", toy, *told) == 0
+    assert "note: --negative-prompt changes nothing without guidance" in capsys.readouterr().err
+    assert edit(source, tmp_path / "o.mp4", toy, *told, "--cfg-scale", 2) == 0
+    assert "note:" not in capsys.readouterr().err
+    assert main(["edit", str(source), str(tmp_path / "o.mp4"), *map(str, told[:4]), "--prompt", "x", "--download"]) == 0
+    printed = capsys.readouterr()
+    assert "note: --download fetched no weights: nano is built in" in printed.err
+    assert printed.out.startswith("model: nano")
+
+
+def test_a_misspelt_option_shows_the_options_of_its_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["edit", "a.mp4", "b.mp4", "--promt", "x"])
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("usage: sana_streaming edit") and "unrecognized arguments: --promt x" in errors
 
 
 def test_out_of_memory_names_the_knobs(tmp_path, toy, monkeypatch, capsys):
@@ -372,6 +488,8 @@ BAD = [
     ("seed", ["clip.mp4"], {"--seed": -1}, "seed -1"),
     ("crf", ["clip.mp4"], {"--crf": 99}, "crf"),
     ("device", ["clip.mp4"], {"--device": "warp"}, "--device warp"),
+    ("VAE device", ["clip.mp4"], {"--vae-device": "warp"}, "--vae-device warp cannot be used here"),
+    ("no such name", ["clip.mp4"], {"--model": "nano2"}, "or one of the names nano, streaming-2b, bidirectional-2b"),
     ("device without numbers", ["clip.mp4"], {"--device": "meta"}, "--device meta"),
     ("noise device", ["clip.mp4"], {"--noise-device": "warp"}, "noise_device 'warp'"),
     ("guidance", ["clip.mp4"], {"--cfg-scale": "nan"}, "cfg_scale nan"),
@@ -426,6 +544,12 @@ def test_bad_input(bad_files, toy, capsys, monkeypatch, paths, changes, message)
     assert errors.count("\n") == 1
     assert errors.startswith("error: ")
     assert sorted(bad_files.iterdir()) == before
+
+
+def test_nano_is_not_announced_before_an_error(bad_files, capsys, monkeypatch):
+    monkeypatch.chdir(bad_files)
+    assert main(["edit", "clip.mp4", "out.mp4", "--prompt", "x", "--vae", "gone"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_no_prompt(bad_files, toy, capsys, monkeypatch):

@@ -56,6 +56,29 @@ def plan_of(source, target, toy, *more, prompt="make it snow"):
     return make_plan(build_parser().parse_args(words(source, target, toy, *more, prompt=prompt)))
 
 
+@pytest.mark.parametrize(
+    "more, words_of_it",
+    [
+        (("--cuda-graph", "on"), "--cuda-graph on records the work of a GPU, and the transformer runs on cpu"),
+        (("--precision", "fp9"), "precision fp9 is neither a preset (bf16, fp8, int8, paper-mpq"),
+    ],
+)
+def test_machine_options_that_cannot_be_had(toy, tmp_path, capsys, more, words_of_it):
+    assert edit(CLIP, tmp_path / "out.mp4", toy, "--device", "cpu", *more) == 2
+    assert words_of_it in capsys.readouterr().err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_quantized_network_edits(toy, tmp_path):
+    report = tmp_path / "report.json"
+    for name, more in (("plain", ()), ("int8", ("--precision", "int8"))):
+        options = ("--max-frames", 33, "--report", report, *more)
+        assert edit(CLIP, tmp_path / f"{name}.mkv", toy, *options) == 0
+    assert json.loads(report.read_text())["weights"]["precision"] == "int8"
+    plain, quantized = (read(tmp_path / f"{name}.mkv").float() for name in ("plain", "int8"))
+    assert 0 < (plain - quantized).abs().mean() < 8
+
+
 def read(path):
     with VideoReader(path) as reader:
         return torch.stack(list(reader))

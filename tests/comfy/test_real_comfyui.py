@@ -4,13 +4,13 @@ import json
 import os
 import re
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import clips
 import pytest
 import torch
+from comfy_graphs import as_many_threads_as_the_server, read, saved, workflow
 from comfy_server import ComfyError, ComfyServer, cached_nodes
 from sana_streaming.sana_core.cli import main
 from sana_streaming.sana_core.models.text_encoder import GemmaTextEncoder
@@ -42,6 +42,10 @@ NODE_IDS = {
         "DemoClip",
         "ShortSampler",
         "PromptSchedule",
+        "LoadLora",
+        "KeepMask",
+        "SaveState",
+        "LoadState",
     )
 }
 # Packages that a user has for other packs or not at all: loading them is slow, or fails.
@@ -132,29 +136,6 @@ def test_loading_brings_no_package_of_others(comfy, probes):
     assert after["torch"] == before["torch"]
 
 
-WORKFLOWS = Path(__file__).parents[1] / "api_workflows"
-
-
-def workflow(name, **changes):
-    """An API workflow with inputs replaced: ``node__input=value``."""
-    graph = json.loads((WORKFLOWS / f"{name}.json").read_text())
-    for place, value in changes.items():
-        node, key = place.split("__")
-        graph[node.removeprefix("n")]["inputs"][key] = value
-    return graph
-
-
-def read(path):
-    with VideoReader(path) as reader:
-        return torch.stack(list(reader))
-
-
-def saved(comfy, entry):
-    """The one video that a prompt saved."""
-    (path,) = (file for file in comfy.output_files(entry) if file.parent.name == "output")
-    return path
-
-
 @pytest.fixture(scope="module")
 def clip(comfy):
     return comfy.put_input(clips.clip("carphone_pristine.mp4"), "clip.mp4")
@@ -170,17 +151,6 @@ def by_cli(tmp_path_factory):
     with as_many_threads_as_the_server():
         assert main(command) == 0
     return read(folder / "out.mkv")
-
-
-@contextmanager
-def as_many_threads_as_the_server():
-    """The server uses the thread count of a fresh process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", ["edit_video", "stages"])

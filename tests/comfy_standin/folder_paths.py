@@ -11,7 +11,7 @@ def reset(path):
     global base, models_dir
     base, models_dir = str(path), os.path.join(path, "models")
     folder_names_and_paths.clear()
-    for kind in ("diffusion_models", "vae", "text_encoders", "checkpoints"):
+    for kind in ("diffusion_models", "vae", "text_encoders", "checkpoints", "loras"):
         folder_names_and_paths[kind] = ([os.path.join(models_dir, kind)], {".safetensors", ".pth"})
 
 
@@ -38,7 +38,17 @@ def get_temp_directory():
     return os.path.join(base, "temp")
 
 
+def get_input_directory():
+    return os.path.join(base, "input")
+
+
+def get_output_directory():
+    return os.path.join(base, "output")
+
+
 def get_save_image_path(prefix, folder, width=0, height=0):
+    subfolder, name = os.path.split(prefix)
+    folder = os.path.join(folder, subfolder)
     os.makedirs(folder, exist_ok=True)
-    taken = [name for name in os.listdir(folder) if name.startswith(f"{prefix}_")]
-    return folder, prefix, 1 + len(taken), "", prefix
+    taken = [found for found in os.listdir(folder) if found.startswith(f"{name}_")]
+    return folder, name, 1 + len(taken), subfolder, prefix

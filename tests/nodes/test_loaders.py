@@ -16,7 +16,11 @@ from sana_streaming.sana_core.weights.vae import INDEX_NAME, save_vae
 
 
 def offered(name):
-    return nodes.node(name).define_schema().inputs[0].fields["options"][1:-1]
+    """The files: what is built in, and what could be downloaded, is left out."""
+    options = nodes.node(name).define_schema().inputs[0].fields["options"]
+    files = [option for option in options if not option.startswith("download: ")]
+    assert options[: len(files)] == files
+    return files[1:-1]
 
 
 def touch(*parts):

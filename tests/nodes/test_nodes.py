@@ -87,7 +87,7 @@ def by_cli(tmp_path_factory):
 def test_edit_video_equals_the_command_line(loaded, by_cli, host):
     model, vae, positive, _ = loaded
     source, expected = by_cli
-    (video,) = edit_video(model, vae, positive, file_video(source), max_frames=60).args
+    video, _ = edit_video(model, vae, positive, file_video(source), max_frames=60).args
     assert torch.equal(read(video.file), expected)
     assert probe(video.file).frame_rate == probe(source).frame_rate
     names, needed = host.loaded[-1]
@@ -162,7 +162,7 @@ def test_a_video_made_of_pictures_is_not_encoded_first(loaded):
     pictures = toys.frames(30, 80, 120).float() / 255
     sound = {"waveform": torch.zeros(1, 2, 48_000), "sample_rate": 48_000}
     video = latest.VideoFromComponents(latest.VideoComponents(pictures, Fraction(24), sound))
-    (edited,) = edit_video(model, vae, positive, video).args
+    edited, _ = edit_video(model, vae, positive, video).args
     info = probe(edited.file)
     assert (info.num_frames, info.frame_rate, info.has_audio) == (30, Fraction(24), True)
     latent, _ = encode(vae, pictures)
@@ -387,7 +387,7 @@ LOADERS = ("SanaStreamingLoadModel", "SanaStreamingLoadVAE", "SanaStreamingLoadT
 def test_nano_is_offered_first_and_the_toy_still(host):
     for name in LOADERS:
         slot = globals()[name].define_schema().inputs[0]
-        assert (slot.id, slot.fields["options"]) == ("file", [NANO, TOY])
+        assert (slot.id, slot.fields["options"][:2]) == ("file", [NANO, TOY])
         assert slot.fields["default"] == NANO
         assert all(globals()[name].validate_inputs(value) is True for value in (None, TOY))
 

@@ -128,4 +128,9 @@ def test_high_dynamic_range_is_said_what_to_do_with(host, tmp_path, monkeypatch)
 def test_the_report_on_the_node(host):
     nodes.edit_video(nodes.model(), nodes.vae(), nodes.prompts()[0], CLIP[:33].float() / 255)
     assert nodes.texts()[-1].startswith("33 frames in 1 chunk, ")
-    assert nodes.texts()[-1].endswith(" frames per second\ndecoder causal: frames come with their latents")
+    speed, stages, memory, decoder = nodes.texts()[-1].splitlines()
+    assert " frames per second, the first after " in speed
+    assert all(f"{stage} " in stages for stage in ("ms per chunk:", "encode", "denoise", "decode", "write"))
+    assert memory.startswith("peak memory: ")
+    assert "resident; state " in memory
+    assert decoder == "decoder causal: frames come with their latents"

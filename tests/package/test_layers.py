@@ -16,7 +16,17 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("nodes", "sana_core", "kernels")
 # What each room may import of ours.
 BELOW = {"kernels": {"kernels"}, "sana_core": {"sana_core", "kernels"}, "nodes": set(ROOMS)}
-HEAVY = ("triton", "transformers", "diffusers", "av", "huggingface_hub", "tokenizers", "requests", "httpx")
+HEAVY = (
+    "triton",
+    "transformers",
+    "diffusers",
+    "av",
+    "huggingface_hub",
+    "tokenizers",
+    "requests",
+    "httpx",
+    "comfy_kitchen",
+)
 
 
 def modules():

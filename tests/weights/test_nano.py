@@ -30,6 +30,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.nano
 def test_the_files_are_those_of_the_manifest():
     nano.check_manifest()
+    nano.check_size(nano.FOLDER)
     names = json.loads((nano.FOLDER / nano.MANIFEST_NAME).read_text())["files"]
     parts = ("dit/model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
     assert {*parts, "README.md"} <= set(names)
@@ -62,7 +63,7 @@ def test_a_manifest_notices_changes(folder):
 def test_a_manifest_refuses_what_is_too_large(folder, monkeypatch):
     monkeypatch.setattr(nano, "MAX_BYTES", 300)
     with pytest.raises(CheckpointError, match="at most 300"):
-        nano.check_manifest(folder)
+        nano.check_size(folder)
 
 
 @pytest.mark.parametrize("lost", ["dit/model.safetensors", "manifest.json"])

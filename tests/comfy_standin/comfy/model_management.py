@@ -26,6 +26,8 @@ def should_use_bf16(device):
 
 def load_models_gpu(patchers, memory_required=0):
     loaded.append(([type(p.model).__name__ for p in patchers], memory_required))
+    for patcher in patchers:
+        patcher.patch()
 
 
 def free_memory(num_bytes, device):

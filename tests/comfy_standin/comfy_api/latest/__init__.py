@@ -69,8 +69,8 @@ class Schema:
 
 
 class NodeOutput:
-    def __init__(self, *args):
-        self.args = args
+    def __init__(self, *args, ui=None):
+        self.args, self.ui = args, ui
 
 
 class ComfyNode:
@@ -95,6 +95,8 @@ io = SimpleNamespace(
     Image=_kind("IMAGE"),
     Video=_kind("VIDEO"),
     Audio=_kind("AUDIO"),
+    Mask=_kind("MASK"),
+    Clip=_kind("CLIP"),
 )
 
 

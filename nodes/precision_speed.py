@@ -1,0 +1,77 @@
+"""How much time a precision plan saves, in words: measured here, measured by a profile, or from a data sheet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..sana_core.benchmark.results import device_name
+from ..sana_core.config import DiTConfig
+from ..sana_core.precision.latency import (
+    LatencyTable,
+    measure_entry,
+    measured_source,
+    needed,
+    plan_latency,
+    projected,
+)
+from ..sana_core.precision.plan import UNQUANTIZED, Plan
+from ..sana_core.streaming.chunks import CHUNK_LATENTS
+from . import comfy_host
+from .sockets import LoadedModel
+
+# Names of GPUs whose data sheets are known, of these very cards: variants of a name differ in speed.
+CARDS = {
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+    "NVIDIA GeForce RTX 5090": "rtx5090",
+    "NVIDIA H100 80GB HBM3": "h100",
+}
+# Latent pixels of a frame as the released networks are trained, and as smaller ones are.
+_RELEASED_PIXELS, _SMALL_PIXELS = 22 * 40, 5 * 8
+_SECONDS = 0.05
+# Inputs, outputs and weights of the largest matrix, in every format at once.
+_MEASURE_BYTES = 1 << 30
+
+
+def speed_text(model: LoadedModel, plan: Plan, measure: bool) -> str:
+    """One sentence; measures where it is asked to."""
+    config, name = model.network.config, device_name(model.device)
+    tokens = CHUNK_LATENTS * pixels(config)
+    if measure:
+        return _compared(plan, config, _measured(model, plan, tokens), f"measured on {name}, {tokens} tokens")
+    known = plan.measurements
+    if {"latency_ms", "unquantized_latency_ms", "latency"} <= known.keys():
+        ratio = known["latency_ms"] / known["unquantized_latency_ms"]
+        if known["latency"].get("kind") == "measured" and plan.device == name:
+            return _said(ratio, f"measured on {name} by the profile of this plan")
+        where = plan.device if known["latency"].get("kind") == "measured" else known["latency"].get("target")
+        return f"{_said(ratio, f'of {where}, by the profile of this plan')}; set measure to time it on {name}"
+    if name in CARDS:
+        table = projected(config, tokens, plan.formats.values(), CARDS[name])
+        return _compared(plan, config, table, f"expected from the data sheet of {name}, not measured, {tokens} tokens")
+    return f"speed: nothing is known of {name}; set measure to time the matrices"
+
+
+def pixels(config: DiTConfig) -> int:
+    """Latent pixels of a frame that the network is for."""
+    return _RELEASED_PIXELS if config.hidden_size >= DiTConfig().hidden_size else _SMALL_PIXELS
+
+
+def _measured(model: LoadedModel, plan: Plan, tokens: int) -> LatencyTable:
+    config, device, dtype = model.network.config, model.device, model.network.dtype
+    comfy_host.make_room(_MEASURE_BYTES, device)
+    names = needed(config, tokens, plan.formats.values())
+    report = comfy_host.ProgressReport(len(names))
+    entries: dict[str, Any] = {}
+    for name in names:
+        report.step()
+        entries[name] = measure_entry(name, device, dtype, _SECONDS)
+    return LatencyTable(tokens, config.max_text_tokens, entries, measured_source(device, dtype))
+
+
+def _compared(plan: Plan, config: DiTConfig, table: LatencyTable, how: str) -> str:
+    full = plan_latency(Plan(UNQUANTIZED, {}), config, table)
+    return _said(plan_latency(plan, config, table) / full, how)
+
+
+def _said(ratio: float, how: str) -> str:
+    return f"speed: matrices take {ratio:.2f} times as long as unquantized, {how}"

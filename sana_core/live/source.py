@@ -1,0 +1,258 @@
+"""Frames and sound of a live source, until it is stopped: opened by PyAV, opened again when it fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ..errors import InputError
+from ..video.media import video_stream
+from .address import SourceAddress
+from .clock import Backoff, SourceTimes
+from .control import Status
+from .pipe import PipeReader
+from .sound import SoundBlock, SoundReader
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+logger = logging.getLogger(__name__)
+
+OnStatus = Callable[[Status, str], None]
+# An address or a device that is silent for so long counts as lost.
+SILENCE_SECONDS = 5.0
+OPEN_SECONDS = 10.0
+RECONNECT_SECONDS = 300.0
+
+
+class SourceFrame(NamedTuple):
+    """One frame of a source.
+
+    picture: uint8 [H, W, 3], RGB; the size may change from frame to frame. time: seconds of the source, on the scale of
+    `time.monotonic`. arrival: when it was decoded here. number: frames before it. first: it begins a connection.
+    """
+
+    picture: torch.Tensor
+    time: float
+    arrival: float
+    number: int
+    first: bool
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What is known once a source is open: size in pixels, frames per second, whether it has sound."""
+
+    height: int
+    width: int
+    rate: Fraction
+    has_sound: bool
+
+
+class LostError(OSError):
+    """A source that was there has gone and not come back."""
+
+
+class LiveSource:
+    """A source of frames. Iterate :meth:`frames` in a thread of its own, and :meth:`stop` it from any other.
+
+    A device, an address or a named pipe that ends or fails is opened again, with longer and longer waits in between, for at
+    most ``reconnect`` seconds; times go on, without the stamps of the new connection having to fit. A file and standard input
+    end with their last frame.
+
+    Without :meth:`on_event` sound is left out.
+    """
+
+    def __init__(self, address: SourceAddress, *, reconnect: float = RECONNECT_SECONDS) -> None:
+        self.address = address
+        self.info: SourceInfo | None = None
+        self.connections = 0
+        self._reconnect = reconnect
+        self._on_status: OnStatus = lambda status, text: None
+        self._on_sound: Callable[[SoundBlock], None] | None = None
+        self._stop = Event()
+        self._times = SourceTimes(1 / 30, ahead=address.is_paced)
+        self._number = 0
+
+    def on_event(self, status: OnStatus, sound: Callable[[SoundBlock], None]) -> None:
+        """``status`` is told ``connecting``, ``running`` and ``reconnecting``, with a line that says more.
+
+        ``sound`` takes the sound.
+        """
+        self._on_status, self._on_sound = status, sound
+
+    def stop(self) -> None:
+        """Ends the iteration within moments, or a read's timeout. From any thread."""
+        self._stop.set()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def frames(self) -> Generator[SourceFrame, None, None]:
+        """Every frame, from the first that comes on.
+
+        Raises InputError for a source that cannot be opened, and LostError for one that was lost.
+        """
+        backoff, last = Backoff(), time.monotonic()
+        self._on_status("connecting", self.address.text)
+        while not self._stop.is_set():
+            problem = "it ended"
+            try:
+                for frame in self._connection():
+                    last = frame.arrival
+                    backoff.reset()
+                    yield frame
+            except _BrokenError as failure:
+                problem = str(failure)
+            if self._stop.is_set():
+                return
+            if not self.address.can_come_back or not self._reconnect:
+                self._end(problem)
+                return
+            if time.monotonic() - last > self._reconnect:
+                raise self._lost(problem)
+            self._on_status("reconnecting" if self.connections else "connecting", problem)
+            self._stop.wait(backoff.next())
+
+    def _end(self, problem: str) -> None:
+        if not self.connections:
+            raise InputError(f"{self.address.text} cannot be read as video ({problem}): check what it is")
+        if problem != "it ended":
+            raise self._lost(problem)
+
+    def _lost(self, problem: str) -> Exception:
+        text = self.address.text
+        if not self.connections:
+            return InputError(
+                f"{text} has sent nothing for {self._reconnect:g} seconds ({problem}): check address and sender, or wait "
+                "longer with --reconnect"
+            )
+        return LostError(f"{text} was lost ({problem})")
+
+    def _connection(self) -> Iterator[SourceFrame]:
+        """The frames of one connection. _BrokenError where it breaks."""
+        with _failures(), self._opened() as container:
+            video = video_stream(container, Path(self.address.text))
+            sound = self._sound(container)
+            self._times.restart()
+            first = True
+            for packet in container.demux([video, *([sound.stream] if sound else [])]):
+                if self._stop.is_set():
+                    return
+                if sound and packet.stream is sound.stream:
+                    self._hear(sound, packet)
+                    continue
+                for picture in self._decoded(packet):
+                    if first:
+                        self._begin(video, picture, sound is not None)
+                    yield self._frame(picture, first)
+                    first = False
+
+    @contextmanager
+    def _opened(self) -> Iterator[InputContainer]:
+        import av
+
+        address, reader = self.address, None
+        target: Any = address.text
+        timeout = None
+        if address.kind == "standard":
+            target = reader = PipeReader(sys.stdin.fileno(), self._stop, owned=False)
+        elif address.kind == "pipe":
+            target = reader = PipeReader.open(address.text, self._stop)
+        elif address.kind == "file":
+            # An absolute path is never taken for the address of another protocol.
+            target = str(Path(address.text).absolute())
+        else:
+            timeout = (OPEN_SECONDS, SILENCE_SECONDS)
+        try:
+            with av.open(
+                target,
+                format=address.format,
+                options=address.open_options(),
+                timeout=timeout,
+                metadata_errors="replace",
+            ) as container:
+                yield container
+        finally:
+            if reader is not None:
+                reader.close()
+
+    def _sound(self, container: InputContainer) -> SoundReader | None:
+        streams = container.streams.audio
+        if self._on_sound is None or not streams or streams[0].codec_context is None:
+            return None
+        return SoundReader(streams[0])
+
+    def _begin(self, video: VideoStream, picture: VideoFrame, has_sound: bool) -> None:
+        rate = self.address.rate or video.average_rate or video.guessed_rate or Fraction(30)
+        if not 1 <= rate <= 1000:
+            rate = Fraction(30)
+        self._times.interval = float(1 / rate)
+        self.info = SourceInfo(picture.height, picture.width, rate, has_sound)
+        self.connections += 1
+        text = f"{self.address.text}: {picture.width}x{picture.height} at {float(rate):g} frames per second"
+        self._on_status("running", text)
+
+    def _decoded(self, packet: Packet[Any]) -> list[VideoFrame]:
+        import av
+
+        try:
+            return packet.decode()
+        except av.error.InvalidDataError as error:
+            # A stream that is joined in the middle begins with pictures that miss others.
+            logger.debug("%s: %s", self.address.text, error)
+            return []
+
+    def _frame(self, picture: VideoFrame, first: bool) -> SourceFrame:
+        from ..video.reader import _to_rgb
+
+        stamp = None
+        if picture.pts is not None and picture.time_base is not None:
+            stamp = float(picture.pts * picture.time_base)
+        moment = self._times.frame(stamp, time.monotonic())
+        if self.address.is_paced and (ahead := moment - time.monotonic()) > 0:
+            self._stop.wait(ahead)
+        pixels = torch.from_numpy(_to_rgb(picture))
+        frame = SourceFrame(pixels, moment, time.monotonic(), self._number, first)
+        self._number += 1
+        return frame
+
+    def _hear(self, sound: SoundReader, packet: Packet[Any]) -> None:
+        assert self._on_sound is not None
+        for stamp, samples in sound.decoded(packet):
+            moment = self._times.sound(stamp)
+            if moment is not None:
+                self._on_sound(SoundBlock(moment, samples))
+
+
+class _BrokenError(Exception):
+    """A connection broke."""
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except av.error.ExitError:
+        raise _BrokenError(f"nothing came for {SILENCE_SECONDS:g} seconds") from None
+    except InputError as error:
+        raise _BrokenError(str(error)) from error
+    except (OSError, av.FFmpegError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise _BrokenError(os.fspath(reason)) from error

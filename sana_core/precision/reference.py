@@ -1,0 +1,244 @@
+"""Passes of the unquantized network over calibration clips, kept so that a plan can be run from exactly the same inputs.
+
+That is teacher forcing: each pass begins from the reference's latents and state, so errors of earlier passes are not in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.attention import Window
+from ..models.dit import BlockState, PromptContext, SanaStreamingDiT
+from ..models.prompt import PromptEmbedding
+from ..models.rope import Rotary
+from ..streaming.chunks import cache_capacity, chunk_boundaries, spans
+from ..streaming.noise import ChunkNoise
+from ..streaming.options import StreamOptions
+from ..streaming.passes import Passes
+from ..streaming.sampler import commit_chunk, sample_chunk
+from ..streaming.state import DiTState
+from .apply import split_attention
+
+# Chunks that are looked at: without a past, with the shortest one, and the last.
+PLACES = ("first", "early", "late")
+MIN_CHUNKS = len(PLACES)
+
+
+@dataclass(frozen=True)
+class CalibrationClip:
+    """A clip to measure on: source latents [1, C, T, h, w] as the VAE gives them, and the embedded instruction."""
+
+    name: str
+    source: Tensor
+    prompt: PromptEmbedding
+
+
+@dataclass(frozen=True)
+class RecordedChunk:
+    """A chunk of the reference: what each of its passes began from and what it gave.
+
+    passes: (timestep, latents [1, C, T, h, w], velocity of the same shape), the last one at t = 0. state: before the chunk.
+    """
+
+    clip: int
+    place: str
+    state: DiTState
+    source: Tensor
+    passes: Sequence[tuple[float, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Recorded chunks of the calibration clips, and the embedded instruction of each clip."""
+
+    chunks: Sequence[RecordedChunk]
+    prompts: Sequence[PromptEmbedding]
+
+    def context(self, model: SanaStreamingDiT, clip: int) -> PromptContext:
+        """The instruction of a clip as the blocks of ``model`` read it."""
+        return _context(model, self.prompts[clip])
+
+    @torch.no_grad()
+    def run(self, model: SanaStreamingDiT) -> Iterator[tuple[RecordedChunk, float, Tensor, Tensor]]:
+        """(chunk, timestep, velocity of ``model``, velocity of the reference) of every pass, from the reference's inputs."""
+        contexts = [self.context(model, clip) for clip in range(len(self.prompts))]
+        for chunk in self.chunks:
+            device, (frames, rows, columns) = chunk.source.device, chunk.source.shape[2:]
+            positions = model.positions(chunk.state.position, frames, rows, columns, device)
+            blocks = in_dtype(chunk.state.read(), model.dtype)
+            for timestep, x, wanted in chunk.passes:
+                at = torch.full((1,), timestep, device=device)
+                velocity, _ = model(x, at, chunk.source, contexts[chunk.clip], blocks, positions)
+                yield chunk, timestep, velocity, wanted
+
+
+class _Recorder(Passes):
+    """Runs passes plainly and keeps those of the chunk in hand."""
+
+    def __init__(self, model: SanaStreamingDiT) -> None:
+        super().__init__(model)
+        self.seen: list[tuple[float, Tensor, Tensor]] = []
+
+    def __call__(
+        self,
+        x: Tensor,
+        timestep: float,
+        source: Tensor,
+        prompt: PromptContext,
+        state: Sequence[BlockState] | None,
+        positions: Rotary,
+    ) -> tuple[Tensor, list[BlockState]]:
+        velocity, written = super().__call__(x, timestep, source, prompt, state, positions)
+        self.seen.append((timestep, x.clone(), velocity.clone()))
+        return velocity, written
+
+
+@torch.no_grad()
+def record(
+    model: SanaStreamingDiT,
+    clips: Iterable[CalibrationClip],
+    options: StreamOptions | None = None,
+    on_chunk: Callable[[int, int], None] = lambda clip, chunk: None,
+    places: Collection[str] = PLACES,
+) -> Reference:
+    """Streams each clip through ``model`` and keeps its first, second and last chunk, or those of ``places``.
+
+    ``on_chunk`` is called before each with the numbers of clip and chunk; raising from it stops. InputError for no clip, and
+    for one of fewer than three chunks.
+    """
+    options = options or StreamOptions()
+    chunks, prompts = [], []
+    for number, clip in enumerate(clips):
+        prompts.append(clip.prompt)
+        recorded = _record_clip(model, clip, number, options, on_chunk)
+        chunks += [chunk for chunk in recorded if chunk.place in places]
+    if not prompts:
+        raise InputError("there is no calibration clip; give one or more")
+    return Reference(chunks, prompts)
+
+
+def _record_clip(
+    model: SanaStreamingDiT,
+    clip: CalibrationClip,
+    number: int,
+    options: StreamOptions,
+    on_chunk: Callable[[int, int], None],
+) -> Iterator[RecordedChunk]:
+    device = next(model.parameters()).device
+    source = clip.source.to(device, model.dtype)
+    borders = chunk_boundaries(source.shape[2])
+    chosen = dict(zip((0, 1, len(borders) - 2), PLACES, strict=True))
+    if len(chosen) < MIN_CHUNKS:
+        raise InputError(
+            f"the calibration clip {clip.name} has {source.shape[2]} latent frames, {len(borders) - 1} chunks of them; "
+            f"give one of {MIN_CHUNKS} chunks or more (9 latent frames, 65 frames)"
+        )
+    window, sink = options.num_cached_blocks, options.sink_token
+    state = DiTState(cache_capacity(borders, window, sink), window, sink)
+    noise = ChunkNoise(options, source.shape[2], (source.shape[1], *source.shape[3:]))
+    context = _context(model, clip.prompt)
+    for chunk, (start, stop) in enumerate(spans(borders)):
+        on_chunk(number, chunk)
+        before = state.clone() if chunk in chosen else None
+        passes = _Recorder(model)
+        part, drawn = source[:, :, start:stop], noise.draw(chunk, start, stop - start)
+        with quick_float32():
+            _, written = sample_chunk(model, state, context, drawn, part, options, carry=True, passes=passes)
+        commit_chunk(state, written, stop - start, last=False)
+        if before is not None:
+            yield RecordedChunk(number, chosen[chunk], before, part, passes.seen)
+
+
+def _context(model: SanaStreamingDiT, prompt: PromptEmbedding) -> PromptContext:
+    device = next(model.parameters()).device
+    return model.prompt_context(prompt.embeds.to(device), prompt.mask.to(device))
+
+
+def in_dtype(state: Sequence[BlockState] | None, dtype: torch.dtype) -> list[BlockState] | None:
+    """A state for a network of ``dtype``: windows and carried frames are cast, the delta rule's memory stays in float32."""
+    if state is None:
+        return None
+    cast = []
+    for block in state:
+        memory = block.memory
+        if isinstance(memory, Window):
+            memory = Window(memory.keys.to(dtype), memory.values.to(dtype), memory.used)
+        cast.append(BlockState(memory, block.frame.to(dtype)))
+    return cast
+
+
+def split_twin(model: SanaStreamingDiT, dtype: torch.dtype | None = None) -> SanaStreamingDiT:
+    """A network of the split layout with the weights of ``model``, which stays as it is; in its dtype they are shared."""
+    dtype = dtype or model.dtype
+    twin = SanaStreamingDiT(model.config, layout=model.layout, device="meta", dtype=dtype)
+    twin.load_state_dict({name: value.to(dtype) for name, value in model.state_dict().items()}, assign=True)
+    twin.eval().requires_grad_(False)
+    split_attention(twin)
+    twin.fingerprint = model.fingerprint
+    return twin
+
+
+def clips_digest(clips: Iterable[CalibrationClip]) -> str:
+    """A short hash of all that the clips hold."""
+    found = hashlib.sha256()
+    for clip in clips:
+        for value in (clip.source, clip.prompt.embeds):
+            found.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        found.update(bytes([clip.prompt.num_tokens % 256]))
+    return found.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class NoisePower:
+    """Energy of an output's error over that of the reference's output, averaged over passes; 0 is no error.
+
+    ``by_place`` and ``by_timestep`` are the same averages over parts of the passes.
+    """
+
+    mean: float
+    by_place: dict[str, float]
+    by_timestep: dict[str, float]
+
+
+@torch.no_grad()
+def noise_power(model: SanaStreamingDiT, reference: Reference) -> NoisePower:
+    """Of the velocities of ``model``, pass by pass from the reference's inputs.
+
+    The pass at t = 0, whose velocity the stream does not use, stands for the state that it writes.
+    """
+    found: list[tuple[str, str, Tensor]] = []
+    with quick_float32():
+        for chunk, timestep, velocity, wanted in reference.run(model):
+            error = (velocity.float() - wanted.float()).square().sum() / wanted.float().square().sum()
+            found.append((chunk.place, f"{timestep:g}", error))
+    values = [(place, timestep, error.item()) for place, timestep, error in found]
+    return NoisePower(
+        _mean([value for _, _, value in values]),
+        {
+            name: _mean([v for place, _, v in values if place == name])
+            for name in dict.fromkeys(p for p, _, _ in values)
+        },
+        {name: _mean([v for _, at, v in values if at == name]) for name in dict.fromkeys(t for _, t, _ in values)},
+    )
+
+
+@contextlib.contextmanager
+def quick_float32() -> Iterator[None]:
+    """Matrix products of float32 on a GPU in TF32: finer than any format here, and several times as fast."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,1 @@
+"""Many edits on one or more ComfyUI servers, over their API: every clip with every prompt, each done once."""

@@ -1,0 +1,206 @@
+"""A live stream from source to sink, with stand-ins for both and for the networks."""
+
+import itertools
+import json
+import time
+
+import live_streams
+import pytest
+from live_streams import SIZE, MemorySession, MemorySource
+from sana_streaming.sana_core.errors import InputError
+from sana_streaming.sana_core.live.control import parse_command
+
+FIRST, CHUNK = 33, 24
+
+
+def tell(session, **command):
+    session.submit(parse_command(json.dumps(command)))
+
+
+def numbers(session):
+    """Numbers of the frames shown, which fit into a byte while there are fewer than 256."""
+    return [number for _, _, number, _ in session.sink.frames]
+
+
+def check_counts(session):
+    """Every frame that came in went out or is accounted for."""
+    frames = session.stats.to_dict()["frames"]
+    assert frames["in"] == frames["out"] + sum(frames["dropped"].values()), frames
+
+
+@pytest.mark.parametrize("late", ["wait", "drop"])
+@pytest.mark.parametrize("count", [20, FIRST, 150])
+def test_every_frame_comes_out_in_order_at_its_time(late, count):
+    with MemorySession(MemorySource(count=count), late=late) as session:
+        session.join()
+    assert session.error is None and session.sink.closed
+    assert numbers(session) == list(range(count))
+    assert [seconds for seconds, *_ in session.sink.frames] == pytest.approx([i / 200 for i in range(count)])
+    assert session.state().status == "stopped" and not session.stats.dropped
+    check_counts(session)
+
+
+def test_a_source_without_frames_gives_none():
+    with MemorySession(MemorySource(count=0)) as session:
+        session.join()
+    assert session.error is None and not session.sink.frames and session.state().status == "stopped"
+
+
+def test_frames_of_changing_size_are_all_edited():
+    with MemorySession(MemorySource(count=80, sizes=(64, 64, 32, 96)), late="wait") as session:
+        session.join()
+    assert session.error is None and numbers(session) == list(range(80))
+
+
+def test_a_slow_machine_drops_before_editing_and_its_latency_stays_within_the_bound():
+    with MemorySession(MemorySource(rate=400), seconds=0.15) as session:
+        session.until(lambda: session.stats.chunks >= 14)
+        tell(session, command="stop")
+        session.join()
+    dropped = session.stats.dropped
+    assert dropped["queue"] > session.stats.frames_out / 2
+    assert set(dropped) <= {"queue", "stopped"}
+    check_counts(session)
+    assert session.stats.latencies.most <= session.bound
+    seconds = [at for at, *_ in session.sink.frames]
+    assert all(after > before for before, after in itertools.pairwise(seconds))
+
+
+def test_a_slow_machine_lets_the_source_wait():
+    with MemorySession(MemorySource(rate=400, count=FIRST + 4 * CHUNK), late="wait", seconds=0.1) as session:
+        session.join()
+    assert numbers(session) == list(range(FIRST + 4 * CHUNK)) and not session.stats.dropped
+    assert session.report()["queue"]["input_most"] <= FIRST + 8
+
+
+def test_repeat_gives_an_even_rate():
+    with MemorySession(MemorySource(rate=100), late="repeat", seconds=0.4) as session:
+        session.until(lambda: session.stats.chunks >= 5)
+        tell(session, command="pause")
+        session.until(lambda: session.state().status == "paused")
+        shown = len(session.sink.frames)
+        session.until(lambda: len(session.sink.frames) > shown + 10)
+    seconds = [at for at, *_ in session.sink.frames]
+    # The picture stands still, and is sent all the same.
+    assert len({number for _, _, number, _ in session.sink.frames[shown + 1 :]}) == 1
+    assert seconds == pytest.approx([i / 100 for i in range(len(seconds))])
+    assert session.stats.repeated > 0
+    check_counts(session)
+
+
+def test_a_prompt_lands_on_the_next_chunk_and_nothing_is_lost():
+    with MemorySession(MemorySource(), late="wait", prompt="a") as session:
+        session.until(lambda: session.stats.chunks >= 2)
+        before = session.stats.chunks
+        tell(session, command="set", prompt="abcde", id=7)
+        assert session.prompts.prepared == ["abcde"]
+        session.until(lambda: session.stats.frames_out > FIRST + (before + 2) * CHUNK)
+    lengths = [length for _, length, _, _ in session.sink.frames]
+    change = lengths.index(5)
+    assert set(lengths[:change]) == {1} and set(lengths[change:]) == {5}
+    # At a border, that of the chunk in the making or of the one after it.
+    assert (change - FIRST) % CHUNK == 0 and (change - FIRST) // CHUNK in (before - 1, before)
+    assert session.state().prompt == "abcde"
+    assert len(session.streams) == 1
+
+
+def test_pause_shows_nothing_more_and_resume_nothing_old():
+    with MemorySession(MemorySource(), seconds=0.05) as session:
+        session.until(lambda: session.stats.frames_out > FIRST)
+        tell(session, command="pause")
+        # One may be on its way out.
+        session.until(lambda: session.state().status == "paused")
+        shown = len(session.sink.frames)
+        time.sleep(0.3)
+        assert len(session.sink.frames) <= shown + 1
+        assert session.state().queue == {"input": 0, "output": 0}
+        resumed = time.monotonic()
+        tell(session, command="resume")
+        session.until(lambda: len(session.sink.frames) > shown + CHUNK)
+    assert session.state().frames["dropped"]["paused"] >= 40
+    fresh = session.sink.frames[shown + 1 :]
+    # Times go on, so what is shown after the pause was taken after it.
+    first_moment = session.sink.frames[0][3] - session.sink.frames[0][0]
+    assert first_moment + fresh[0][0] > resumed - 0.5
+    assert fresh[0][0] - session.sink.frames[shown - 1][0] > 0.25
+    assert len(session.streams) == 1
+    check_counts(session)
+
+
+def test_reset_flushes_keeps_the_prompt_and_begins_with_a_long_chunk():
+    with MemorySession(MemorySource(), prompt="a", seconds=0.1) as session:
+        tell(session, command="set", prompt="abc")
+        session.until(lambda: session.stats.chunks >= 2)
+        shown = len(session.sink.frames)
+        tell(session, command="reset")
+        session.until(lambda: len(session.streams) == 2)
+        session.until(lambda: len(session.sink.frames) > shown + FIRST)
+    state = session.state()
+    assert state.prompt == "abc" and state.streams == 2
+    assert {length for _, length, _, _ in session.sink.frames[shown:]} == {3}
+    assert session.stats.dropped["reset"] > 0
+    check_counts(session)
+
+
+def test_other_steps_begin_another_stream_and_the_state_says_so():
+    with MemorySession(MemorySource()) as session:
+        session.until(lambda: session.stats.chunks >= 1)
+        tell(session, command="set", steps=2, anchor_every=5)
+        session.until(lambda: len(session.streams) == 2)
+        session.until(lambda: session.state().text != "")
+        state = session.state()
+    assert (session.streams[1].steps, session.streams[1].anchor_every) == (2, 5)
+    assert (state.steps, state.anchor_every, state.streams) == (2, 5, 2)
+    assert "began anew" in state.text
+    # The frames of the chunk in the making are used, not thrown away.
+    assert "reset" not in session.stats.dropped
+
+
+def test_settings_that_do_not_go_together_are_refused_at_once():
+    source = MemorySource()
+    with MemorySession(source) as session:
+        session._desk._options = live_streams.StreamOptions(steps=4, start_step=3)
+        with pytest.raises(InputError, match="start_step 3"):
+            tell(session, command="set", steps=2)
+        assert session.state().pending == {}
+
+
+@pytest.mark.parametrize("begin", ["off", "side-by-side"])
+def test_the_output_keeps_its_size_whatever_is_compared(begin):
+    with MemorySession(MemorySource(), compare=begin) as session:
+        for layout in ("wipe", "side-by-side", "off"):
+            shown = session.stats.frames_out
+            tell(session, command="set", compare=layout)
+            session.until(lambda shown=shown: session.stats.frames_out > shown + 3 * CHUNK)
+            assert session.state().compare == layout
+    assert session.error is None
+    assert session.sink.sizes == {(SIZE, SIZE * (2 if begin == "side-by-side" else 1), 3)}
+
+
+def test_a_full_disk_ends_the_stream_with_its_error():
+    with MemorySession(MemorySource()) as session:
+
+        def fail(*_):
+            raise OSError("no room on the disk")
+
+        session.sink.write = fail
+        session.join()
+    assert "no room" in str(session.error) and session.state().text == "no room on the disk"
+    with pytest.raises(InputError, match="has ended"):
+        tell(session, command="pause")
+
+
+def test_the_report_is_plain_and_has_curves(tmp_path):
+    from sana_streaming.sana_core.live.report import draw_plot
+
+    with MemorySession(MemorySource(count=300), late="wait") as session:
+        session.join()
+    report = json.loads(json.dumps(session.report()))
+    assert report["frames"] == {"in": 300, "edited": 300, "out": 300, "repeated": 0, "dropped": {}}
+    assert (
+        report["latency"]["p50"] <= report["latency"]["p95"] <= report["latency"]["max"] <= report["latency"]["bound"]
+    )
+    assert report["first_frames"] == FIRST and report["chunk_frames"] == CHUNK
+    assert len(report["curves"]) >= 2
+    draw_plot(tmp_path / "run.png", report)
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,510 @@
+"""``queue`` against stand-ins for ComfyUI on this machine: every job ends once, whatever breaks on the way."""
+
+import csv
+import json
+import os
+import re
+import signal
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+from fake_comfy import FakeComfy
+from sana_streaming.sana_core.cli import main
+from sana_streaming.sana_core.queueing import batch, server
+
+GRAPH = {
+    "4": {"class_type": "SanaStreamingPrompt", "inputs": {"prompt": "of the file", "negative_prompt": ""}},
+    "5": {"class_type": "LoadVideo", "inputs": {"file": "clip.mp4"}},
+    "6": {"class_type": "SanaStreamingEditVideo", "inputs": {"positive": ["4", 0], "video": ["5", 0], "seed": 3}},
+    "7": {"class_type": "SaveVideo", "inputs": {"video": ["6", 0]}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    for name, value in {"RECONNECT_SECONDS": 0.01, "FIRST_DELAY": 0.05, "LAST_DELAY": 0.1, "TICK_SECONDS": 0.1}.items():
+        monkeypatch.setattr(batch, name, value)
+    monkeypatch.setattr(server, "POLL_SECONDS", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _no_hang():
+    """What waits for ever is stopped as by Ctrl-C, and so fails."""
+    timer = threading.Timer(30, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    yield
+    timer.cancel()
+
+
+@pytest.fixture
+def comfy():
+    with FakeComfy() as it:
+        yield it
+
+
+@pytest.fixture
+def pair():
+    with ExitStack() as stack:
+        yield [stack.enter_context(FakeComfy()) for _ in range(2)]
+
+
+class Work:
+    """A batch in a folder of its own."""
+
+    def __init__(self, folder, clips=2, prompts=("make it night", "make it snow", "sepia")):
+        self.folder, self.out = folder, folder / "out"
+        (folder / "clips").mkdir()
+        for number in range(clips):
+            (folder / f"clips/clip{number}.mp4").write_bytes(b"frames %d" % number)
+        self.workflow = folder / "workflow.json"
+        self.workflow.write_text(json.dumps(GRAPH))
+        self.prompts = folder / "prompts.txt"
+        self.prompts.write_text("\n".join(prompts))
+        self.names = [(f"clip{number}.mp4", prompt) for number in range(clips) for prompt in prompts]
+
+    def run(self, *servers, options=()):
+        urls = [word for it in servers for word in ("--server", it if isinstance(it, str) else it.url)]
+        words = [
+            self.workflow,
+            "--video-dir",
+            self.folder / "clips",
+            "--prompts",
+            self.prompts,
+            "--output-dir",
+            self.out,
+        ]
+        return main(["queue", *map(str, words), *urls, *options])
+
+    def rows(self):
+        with (self.out / "results.csv").open(newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    def events(self):
+        return [json.loads(line) for line in (self.out / "results.journal.jsonl").read_text().splitlines()]
+
+    def check_results(self):
+        """Every job is done, and its file is the edit of its clip by its prompt."""
+        rows = self.rows()
+        assert [(row["clip"], row["prompt"]) for row in rows] == self.names
+        for row in rows:
+            assert row["status"] == "done", row
+            content = (self.folder / "clips" / row["clip"]).read_bytes() + b"|" + row["prompt"].encode()
+            assert (self.out / row["output"]).read_bytes() == content
+        done = [(event["clip"], event["prompt"]) for event in self.events() if event["event"] == "done"]
+        assert sorted(done) == sorted(self.names)
+        assert not list(self.out.glob("*.part"))
+
+
+@pytest.fixture
+def work(tmp_path):
+    return Work(tmp_path)
+
+
+def test_every_clip_with_every_prompt(work, comfy, capsys):
+    assert work.run(comfy) == 0
+    work.check_results()
+    row = work.rows()[0]
+    assert row["output"] == "clip0__make-it-night.mp4"
+    assert (row["server"], row["attempts"], row["seconds"], row["error"]) == (comfy.url, "1", "2.5", "")
+    assert len(comfy.uploads) == 2, "each clip is sent once"
+    printed = capsys.readouterr()
+    assert printed.out == f"6 done, 0 failed: {work.out / 'results.csv'}\n"
+    assert "2 clips x 3 prompts = 6 jobs" in printed.err
+    assert re.search(r"\[6/6\] clip1.mp4, '.*': done in 2.5 s on http", printed.err)
+
+
+def test_a_clip_that_the_server_has_is_not_sent_again(work, comfy):
+    assert work.run(comfy) == 0
+    work.out = work.folder / "again"
+    assert work.run(comfy) == 0
+    work.check_results()
+    assert (len(comfy.ran), len(comfy.uploads)) == (12, 2)
+
+
+def test_the_shortest_queue_is_chosen(work, pair):
+    """One server is full of others' work: it gets nothing while the other one has less to do."""
+    busy, idle = pair
+    busy.foreign = [f"other {number}" for number in range(9)]
+    assert work.run(busy, idle) == 0
+    assert (len(busy.ran), len(idle.ran)) == (0, 6)
+
+
+def test_two_servers_share(work, pair):
+    def release(prompt):
+        # Until each has one that runs and one that waits, nothing ends.
+        pair[0].wait_for(lambda: sum(len(it.graphs) for it in pair) >= 4)
+        for it in pair:
+            it.hold.set()
+
+    for it in pair:
+        it.hold.clear()
+        it.on_start = release
+    assert work.run(*pair) == 0
+    work.check_results()
+    assert sum(len(it.ran) for it in pair) == 6 and all(len(it.ran) >= 2 for it in pair)
+
+
+def test_a_server_killed_in_the_middle_loses_nothing(work, pair):
+    dying, other = pair
+    dying.hold.clear()
+    dying.on_start = lambda prompt: dying.kill()
+    assert work.run(dying, other) == 0
+    work.check_results()
+    assert len(other.ran) == 6
+    assert sorted(row["attempts"] for row in work.rows()) == ["1"] * 4 + ["2"] * 2
+    assert {row["server"] for row in work.rows()} == {other.url}
+
+
+def hold_at(comfy, number):
+    """The prompt of that number, from 1, begins but does not end."""
+
+    def take(prompt):
+        if len(comfy.ran) == number - 1:
+            comfy.hold.clear()
+
+    comfy.on_take = take
+
+
+def test_the_only_server_restarts_in_the_middle(work, comfy, capsys):
+    def restart(prompt):
+        if len(comfy.ran) == 3:
+            comfy.kill()
+            time.sleep(0.3)
+            comfy.hold.set()
+            comfy.start()
+
+    hold_at(comfy, 3)
+    comfy.on_start = restart
+    assert work.run(comfy) == 0
+    work.check_results()
+    assert len(comfy.ran) == 7
+    err = capsys.readouterr().err
+    assert f"{comfy.url} has gone away" in err and f"{comfy.url} is there" in err
+
+
+def test_a_restart_that_nobody_notices(work, comfy):
+    """The server is back before the first try to reach it, without what it had."""
+
+    def restart(prompt):
+        if len(comfy.ran) == 1:
+            comfy.wait_for(lambda: len(comfy.queue) == 1)
+            comfy.kill()
+            comfy.hold.set()
+            comfy.start()
+
+    hold_at(comfy, 1)
+    comfy.on_start = restart
+    assert work.run(comfy) == 0
+    work.check_results()
+    assert [row["error"] for row in work.rows()] == [""] * 6
+    assert "failed" not in {event["event"] for event in work.events()}
+
+
+def test_a_broken_websocket_costs_nothing(work, comfy):
+    def drop(prompt):
+        if len(comfy.ran) == 1:
+            comfy.drop_sockets()
+            time.sleep(0.2)
+            comfy.hold.set()
+
+    hold_at(comfy, 1)
+    comfy.on_start = drop
+    assert work.run(comfy) == 0
+    work.check_results()
+    assert [row["attempts"] for row in work.rows()] == ["1"] * 6
+
+
+def test_without_messages_the_queue_is_looked_at(work, comfy):
+    comfy.deaf = True
+    assert work.run(comfy) == 0
+    work.check_results()
+
+
+def test_a_server_that_chooses_its_own_ids(work, comfy):
+    comfy.own_ids = True
+    assert work.run(comfy) == 0
+    work.check_results()
+
+
+def test_a_job_that_fails_is_tried_once_more_on_the_other_server(tmp_path, pair, capsys):
+    """The other server has the longer queue, and is still the one."""
+    work = Work(tmp_path, clips=1, prompts=("sepia",))
+    failing, good = pair
+    good.foreign = ["another's"] * 5
+    failing.fail = lambda prompt: "CUDA is out\nof memory"
+    assert work.run(failing, good) == 0
+    work.check_results()
+    assert (failing.ran, good.ran) == (["sepia"], ["sepia"])
+    assert "tried once more: SanaStreamingEditVideo: CUDA is out of memory" in capsys.readouterr().err
+
+
+def test_a_job_that_fails_twice_has_failed(work, comfy, capsys):
+    comfy.fail = lambda prompt: "no such style" if prompt == "sepia" else None
+    assert work.run(comfy) == 1
+    rows = {(row["clip"], row["prompt"]): row for row in work.rows()}
+    assert {key for key, row in rows.items() if row["status"] == "failed"} == {
+        ("clip0.mp4", "sepia"),
+        ("clip1.mp4", "sepia"),
+    }
+    row = rows["clip0.mp4", "sepia"]
+    assert (row["attempts"], row["output"], row["error"]) == ("2", "", "SanaStreamingEditVideo: no such style")
+    assert comfy.ran.count("sepia") == 4
+    assert capsys.readouterr().out.startswith("4 done, 2 failed: ")
+    comfy.fail = lambda prompt: None
+    assert work.run(comfy) == 0
+    work.check_results()
+    assert len(comfy.ran) == 10, "the second run does what failed, and nothing else"
+
+
+def test_a_refused_workflow_and_one_that_saves_nothing(work, comfy):
+    comfy.refuse = "file: 'clip.mp4'"
+    assert work.run(comfy) == 1
+    assert {row["error"] for row in work.rows()} == {"LoadVideo: Value not in list file: 'clip.mp4'"}
+    comfy.refuse, comfy.save = "", False
+    assert work.run(comfy) == 1
+    assert {row["error"] for row in work.rows()} == {"the workflow saved no file; it needs a node such as Save Video"}
+
+
+def test_a_job_that_takes_its_server_down_does_not_do_so_for_ever(tmp_path, comfy):
+    work = Work(tmp_path, clips=1, prompts=("fine", "deadly", "good"))
+
+    def take(prompt):
+        comfy.hold.clear() if prompt == "deadly" else comfy.hold.set()
+
+    def die(prompt):
+        if prompt == "deadly":
+            comfy.kill()
+            comfy.start()
+
+    comfy.on_take, comfy.on_start = take, die
+    assert work.run(comfy) == 1
+    assert comfy.ran.count("deadly") == batch.MAX_LOSSES
+    assert [row["status"] for row in work.rows()] == ["done", "failed", "done"]
+    assert "went away 3 times while it ran" in work.rows()[1]["error"]
+
+
+def test_ctrl_c_takes_back_what_is_ours_and_the_next_run_goes_on(work, comfy, capsys):
+    def stop(prompt):
+        if len(comfy.ran) == 3:
+            comfy.foreign = ["another's"]
+            comfy.wait_for(lambda: len(comfy.queue) == 1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    hold_at(comfy, 3)
+    comfy.on_start = stop
+    assert work.run(comfy) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
+    assert (len(comfy.interrupted), len(comfy.deleted)) == (1, 1)
+    assert comfy.foreign == ["another's"]
+    assert [row["status"] for row in work.rows()] == ["done"] * 2 + ["waiting"] * 4
+    comfy.hold.set()
+    comfy.on_take = comfy.on_start = lambda prompt: None
+    comfy.foreign = []
+    assert work.run(comfy) == 0
+    work.check_results()
+    assert len(comfy.ran) == 7
+    assert "6 jobs, 2 of them done before" in capsys.readouterr().err
+
+
+def cut_after(work, event, count):
+    """Leaves of the journal what a run that died after the ``count``-th such event had written, and half a line more."""
+    file = work.out / "results.journal.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    places = [number for number, line in enumerate(lines) if json.loads(line)["event"] == event]
+    end = places[count - 1] + 1
+    file.write_text("".join(lines[:end]) + lines[end][:20])
+
+
+def test_a_run_that_died_goes_on_with_what_the_server_has(work, comfy):
+    assert work.run(comfy) == 0
+    cut_after(work, "queued", 4)
+    assert work.run(comfy) == 0
+    work.check_results()
+    assert len(comfy.ran) == 8, "the four that were queued are taken from the server"
+    assert [row["attempts"] for row in work.rows()] == ["1"] * 6
+
+
+def test_what_runs_elsewhere_is_cancelled_when_the_server_is_back(tmp_path, pair):
+    """A server that could not be reached still has a job that another one has done since."""
+    work = Work(tmp_path, clips=1, prompts=("make it night",))
+    first, second = pair
+    first.hold.clear()
+    second.hold.clear()
+    lost = {}
+
+    def cut_off(prompt):
+        lost["prompt"] = first.running
+        first.kill()
+        second.wait_for(lambda: second.ran == ["make it night"])
+        first.running = None
+        first.queue = []
+        first.foreign = [lost["prompt"][0]]
+        first.start()
+        second.wait_for(lambda: bool(first.deleted))
+        second.hold.set()
+
+    first.on_start = cut_off
+    assert work.run(first, second) == 0
+    work.check_results()
+    assert first.deleted == [lost["prompt"][0]]
+
+
+def test_a_finished_batch_asks_no_server(work, comfy):
+    assert work.run(comfy) == 0
+    comfy.kill()
+    assert work.run(comfy) == 0
+    (work.out / "clip0__sepia.mp4").unlink()
+    comfy.start()
+    assert work.run(comfy) == 0
+    assert comfy.ran.count("sepia") == 3 and len(comfy.ran) == 7
+
+
+def test_no_server_for_long(work, comfy, capsys):
+    comfy.hold.clear()
+    comfy.on_start = lambda prompt: comfy.kill()
+    assert work.run(comfy, options=["--server-wait", "0.5"]) == 1
+    assert capsys.readouterr().out == f"0 done, 0 failed, 6 left: {work.out / 'results.csv'}\n"
+    comfy.hold.set()
+    comfy.on_start = lambda prompt: None
+    comfy.start()
+    assert work.run(comfy) == 0
+    work.check_results()
+
+
+def test_a_server_that_comes_late(work, comfy):
+    with FakeComfy() as late:
+        late.kill()
+        comfy.on_start = lambda prompt: late.start() if len(comfy.ran) == 1 else None
+        comfy.hold.clear()
+        late.on_start = lambda prompt: comfy.hold.set()
+        assert work.run(comfy, late) == 0
+        work.check_results()
+        assert late.ran
+
+
+def test_header_password_and_seed(work, comfy):
+    comfy.header = "Authorization: Basic dXNlcjpzZWNyZXQ="
+    assert work.run(comfy.url.replace("//", "//user:secret@"), options=["--seed", "18"]) == 0
+    assert {graph["6"]["inputs"]["seed"] for graph in comfy.graphs} == {18}
+    for file in ("results.csv", "results.journal.jsonl"):
+        assert "secret" not in (work.out / file).read_text()
+    comfy.header = "X-Key: abc"
+    work.out = work.folder / "again"
+    assert work.run(comfy, options=["--header", "X-Key: abc"]) == 0
+    work.check_results()
+
+
+def test_places_that_are_named(work, comfy):
+    graph = GRAPH | {"14": {"class_type": "SanaStreamingPrompt", "inputs": {"prompt": "second"}}}
+    work.workflow.write_text(json.dumps(graph))
+    assert work.run(comfy, options=["--prompt-input", "14.prompt", "--video-input", "5.file"]) == 0
+    assert {graph["4"]["inputs"]["prompt"] for graph in comfy.graphs} == {"of the file"}
+    assert {graph["14"]["inputs"]["prompt"] for graph in comfy.graphs} == {"make it night", "make it snow", "sepia"}
+
+
+def refused(work, capsys, *servers, options=(), code=2):
+    assert work.run(*servers, options=options) == code
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].startswith("error: ")
+    return err[-1]
+
+
+def test_workflows_that_do_not_fit(work, capsys):
+    def words(graph, *options):
+        work.workflow.write_text(graph if isinstance(graph, str) else json.dumps(graph))
+        return refused(work, capsys, "http://127.0.0.1:9", options=options)
+
+    assert "the API needs the other format: Workflow > Export (API)" in words({"nodes": [], "links": []})
+    assert "is not JSON" in words("{")
+    assert "is not a workflow in API format" in words([1])
+    two = GRAPH | {"9": GRAPH["4"]}
+    assert "2 places: 4.prompt, 9.prompt; choose with --prompt-input" in words(two)
+    assert "no node LoadVideo" in words({"4": GRAPH["4"]})
+    assert "no input 5.clip; it has 4.prompt, 4.negative_prompt, 5.file" in words(GRAPH, "--video-input", "5.clip")
+    assert "6.seed is 3, not a text" in words(GRAPH, "--video-input", "6.seed")
+    linked = GRAPH | {"4": {"class_type": "SanaStreamingPrompt", "inputs": {"prompt": ["9", 0]}}}
+    assert "4.prompt comes from node 9" in words(linked)
+    assert "are both 4.prompt" in words(GRAPH, "--video-input", "4.prompt")
+    assert "--seed -1 is out of range" in words(GRAPH, "--seed", "-1")
+    no_seed = {key: node for key, node in GRAPH.items() if key != "6"}
+    assert "no node of" in words(no_seed, "--seed", "1")
+
+
+def test_bad_input(work, comfy, capsys):
+    for url in ("127.0.0.1:8188", "ftp://host", "http://", "http://host:99999999", "http://[::1", "http://host/?a=b"):
+        assert f"--server {url} is not the address of a server" in refused(work, capsys, url)
+    assert "is given twice" in refused(work, capsys, comfy, comfy)
+    assert "--header 'X-Key' is not" in refused(work, capsys, comfy, options=["--header", "X-Key"])
+    assert "--server-wait 0 is not a time" in refused(work, capsys, comfy, options=["--server-wait", "0"])
+    clips = str(work.folder / "clips")
+    assert "is the folder of the clips" in refused(work, capsys, comfy, options=["--output-dir", clips])
+    empty = work.folder / "empty"
+    empty.mkdir()
+    assert "has no video file" in refused(work, capsys, comfy, options=["--video-dir", str(empty)])
+    assert "cannot be read" in refused(work, capsys, comfy, options=["--video-dir", str(empty / "gone")])
+    for name, text, words in (
+        ("a.txt", "# nothing\n\n", "holds no prompt"),
+        ("a.json", '{"a": 1}', "is not a list of texts"),
+        ("b.json", "[", "is not JSON"),
+    ):
+        (work.folder / name).write_text(text)
+        assert words in refused(work, capsys, comfy, options=["--prompts", str(work.folder / name)])
+    assert not comfy.graphs
+
+
+def test_servers_that_cannot_be_used(work, comfy, capsys):
+    assert "no server answers: http://127.0.0.1:9 (" in refused(
+        work, capsys, "http://127.0.0.1:9", options=["--seed", "5"]
+    )
+    comfy.classes = ("LoadVideo", "SaveVideo")
+    assert f"--server {comfy.url}: it has no node SanaStreamingEditVideo; install" in refused(work, capsys, comfy)
+    comfy.header = "X-Key: abc"
+    assert "HTTP 401 Unauthorized: it asks for a login; give one with --header" in refused(work, capsys, comfy)
+    comfy.header = ""
+    assert f"--server {comfy.url}/nowhere: HTTP 404 Not Found" in refused(work, capsys, f"{comfy.url}/nowhere")
+
+
+def test_the_journal_is_of_one_workflow_and_one_run(work, comfy, capsys):
+    assert work.run(comfy) == 0
+    assert "is of another workflow or --seed" in refused(work, capsys, comfy, options=["--seed", "5"])
+    journal = work.out / "results.journal.jsonl"
+    whole = journal.read_text()
+    journal.write_text(whole + "not json\n")
+    assert f"line {len(whole.splitlines()) + 1} is not of a journal" in refused(work, capsys, comfy)
+
+
+def test_the_journal_keeps_other_runs_out(work, comfy, capsys):
+    pytest.importorskip("fcntl")
+    comfy.hold.clear()
+    seen = []
+
+    def second_run(prompt):
+        if not seen:
+            seen.append(main(["queue", str(work.workflow), "--server", comfy.url, *options]))
+            comfy.hold.set()
+
+    options = ["--video-dir", f"{work.folder}/clips", "--prompts", str(work.prompts), "--output-dir", str(work.out)]
+    comfy.on_start = second_run
+    assert work.run(comfy) == 0
+    assert seen == [2]
+    assert "is in use by another run" in capsys.readouterr().err
+    work.check_results()
+
+
+def test_names_and_prompts(tmp_path, comfy):
+    work = Work(tmp_path, clips=1)
+    (tmp_path / "clips/clip0.MOV").write_bytes(b"another")
+    (tmp_path / "clips/notes.txt").write_text("not a clip")
+    (tmp_path / "clips/.hidden.mp4").write_text("not a clip either")
+    work.prompts = tmp_path / "prompts.json"
+    prompts = ["Make it night!", "make it NIGHT", "夜にする", "???", "make it night!", "# not a comment", "x" * 400]
+    work.prompts.write_text(json.dumps([*prompts, prompts[0], " "]), encoding="utf-8")
+    work.names = [(clip, prompt) for clip in ("clip0.MOV", "clip0.mp4") for prompt in prompts]
+    assert work.run(comfy) == 0
+    work.check_results()
+    names = [row["output"] for row in work.rows()]
+    assert len({name.casefold() for name in names}) == len(names)
+    assert all(len(name.encode()) < 255 for name in names)
+    assert any("夜にする" in name for name in names)
