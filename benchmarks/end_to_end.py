@@ -1,12 +1,13 @@
 """Seconds per stage and peak memory of the whole pipeline, file in to file out, at full size with random weights.
 
     python benchmarks/end_to_end.py --device cuda                        # 969 frames at 704x1280, the release's defaults
-    python benchmarks/end_to_end.py --device cuda --overlap            # the VAE beside the transformer
+    python benchmarks/end_to_end.py --device cuda --overlap              # the VAE beside the transformer
+    python benchmarks/end_to_end.py --device cuda --plain                # without CUDA graphs
     python benchmarks/end_to_end.py --device cpu --frames 33 --height 64 --width 96
 
-Writes benchmarks/results/<device>/end_to_end_<width>x<height>_<frames>[_overlap].json: with the time to the first chunk, the
-median time between chunks, and that over the time of the stages of a chunk. Stages stretch while others run beside them:
-the time without --overlap is what one has to beat.
+Writes benchmarks/results/<device>/end_to_end_<width>x<height>_<frames>[_overlap][_plain].json: with the time to the first
+chunk, the median time between chunks, and that over the time of the stages of a chunk. Stages stretch while others run
+beside them: the time without --overlap is what one has to beat.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sana_streaming.sana_core.config import DIT_PRESETS, VAEConfig
 from sana_streaming.sana_core.edit_file import FileEdit, FileJob, FileReport
 from sana_streaming.sana_core.streaming.edit_stream import EditedChunk, EditStream
 from sana_streaming.sana_core.streaming.options import StreamOptions
+from sana_streaming.sana_core.streaming.passes import Passes
 from sana_streaming.sana_core.video.reader import VideoReader
 from sana_streaming.sana_core.weights.random_init import RandomPrompts, random_dit, random_vae
 
@@ -37,13 +39,18 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--overlap", action="store_true", help="encode and decode while a chunk is denoised")
+    parser.add_argument("--plain", action="store_true", help="without CUDA graphs")
     parser.add_argument("--vae-device", help="another device for the VAE (default: the same)")
     options = parser.parse_args()
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     config = DIT_PRESETS["streaming-2b"]
+    model = random_dit(config, device=device, dtype=dtype)
+    vae = random_vae(VAEConfig(decoder_causal=True), device=options.vae_device or device, dtype=dtype)
+    graphs = device.type == "cuda" and not options.plain
+    vae.use_graphs(graphs)
     stream = EditStream(
-        random_dit(config, device=device, dtype=dtype),
-        random_vae(VAEConfig(decoder_causal=True), device=options.vae_device or device, dtype=dtype),
+        model,
+        vae,
         RandomPrompts(config.caption_channels, config.max_text_tokens),
         prompt="turn it into a watercolour",
         height=options.height,
@@ -51,6 +58,7 @@ def main() -> None:
         total_frames=options.frames,
         options=StreamOptions(steps=options.steps),
         overlap=options.overlap,
+        passes=None if graphs else Passes(model),
     )
     walls: list[float] = []
 
@@ -69,13 +77,15 @@ def main() -> None:
         "dtype": options.dtype,
         "steps": options.steps,
         "overlap": options.overlap,
+        "cuda_graph": graphs,
         "vae_device": str(stream.vae_device),
         "wall_seconds_per_chunk": wall,
         "device_seconds_per_chunk": stages,
         "wall_over_device": wall / stages,
         **report.to_dict(),
     }
-    name = f"end_to_end_{options.width}x{options.height}_{options.frames}{'_overlap' if options.overlap else ''}"
+    kind = ("_overlap" if options.overlap else "") + ("_plain" if options.plain else "")
+    name = f"end_to_end_{options.width}x{options.height}_{options.frames}{kind}"
     print(write_result(name, device, result))
 
 

@@ -194,7 +194,7 @@ def profiled(profiler: Profiler) -> tuple[dict[str, Any], dict[str, Plan]]:
             chosen[name] = dataclasses.replace(profile.choose(max_latency=share), name=name)
     points = {point.name: point for point in (*profile.presets(), *profile.uniform(), *chosen.values())}
     checked = profiler.check(profile, list(points.values()))
-    front = profiler.check(profile, profile.front())
+    front = profiler.check(profile, profile.front(also=list(chosen.values())))
     found = {
         "model": profile.fingerprint,
         "identity": {key: profiler.journal.identity[key] for key in ("clip_count", "places", "tokens", "settings")},

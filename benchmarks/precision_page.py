@@ -79,7 +79,7 @@ def provenance(values: Mapping[str, Any]) -> list[str]:
     else:
         lines.append(f"Latency is measured on this device in {source['dtype']}: {source['how']}.")
     clips, places = identity["clip_count"], ", ".join(identity["places"])
-    lines.append(f"Errors: {clips} calibration clips, chunks {places}, all passes, against float32.")
+    lines.append(f"Errors: {clips} calibration clips, chunks {places}, all steps, against float32.")
     if held := values.get("held_out"):
         lines.append(
             f"Free runs: {held['clips']} held-out clips ({', '.join(held['names'])}), {', '.join(held['edits'])}, "
@@ -147,7 +147,7 @@ def _free_cells(name: str, row: Mapping[str, Any], base: Mapping[str, Any] | Non
         return [f"{free['edit_psnr']:.2f}", *["-"] * 4]
     lost = base["edit_psnr"] - free["edit_psnr"]
     likeness = [f"{free['psnr']:.1f}", f"{free['ssim']:.4f}", f"{free['flicker']:.2f}"]
-    return [f"{free['edit_psnr']:.2f}", f"{lost:.2f}", *likeness]
+    return [f"{free['edit_psnr']:.2f}", f"{round(lost, 2) + 0.0:.2f}", *likeness]
 
 
 def _pass_cells(row: Mapping[str, Any]) -> list[str]:
@@ -179,7 +179,7 @@ def part_table(values: Mapping[str, Any]) -> list[str]:
     parts = [(column, name) for column in ("by_place", "by_timestep") for name in first[column]]
     heads = [f"{name} chunk" if column == "by_place" else f"t = {name}" for column, name in parts]
     rows = [
-        "Signal to noise of the velocity in dB by chunk, and by timestep of the pass:",
+        "Signal to noise of the velocity in dB by chunk, and by timestep:",
         "",
         f"| plan | {' | '.join(heads)} |",
         "| --- |" + " ---: |" * len(parts),

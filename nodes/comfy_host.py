@@ -222,6 +222,22 @@ def load(patchers: list[Any], memory_required: int) -> None:
     comfy.model_management.load_models_gpu(patchers, memory_required=memory_required)
 
 
+def is_dynamic(patcher: Any) -> bool:
+    """Whether ComfyUI pages the network's weights in and out as they are needed."""
+    return bool(getattr(patcher, "is_dynamic", bool)())
+
+
+def keeps_from_recording(patcher: Any) -> str | None:
+    """Why work of a loaded patcher's network cannot be recorded as a CUDA graph, whose weights stay put; None where it can."""
+    if patcher.load_device.type != "cuda":
+        return f"the model runs on {patcher.load_device}, and graphs need an NVIDIA GPU"
+    if patcher.patches or getattr(patcher, "weight_wrapper_patches", None):
+        return "a LoRA changes the model"
+    if is_dynamic(patcher) or patcher.loaded_size() < patcher.model_size():
+        return "ComfyUI keeps part of the model outside the GPU"
+    return None
+
+
 def make_room(num_bytes: int, device: torch.device) -> None:
     """Frees that many bytes of a device by sending other networks away."""
     comfy.model_management.free_memory(num_bytes, device)

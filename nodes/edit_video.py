@@ -21,6 +21,7 @@ from ..sana_core.video.writer import VideoWriter
 from . import comfy_host
 from .decode import decoder_text, released_if_stopped
 from .frames import open_clip
+from .graphs import graph_input, passes_of
 from .live import BESIDE, EDIT, SmallSource, progress_text, report_text
 from .prompt import Prompts, connected_prompts
 from .sampler import sampling_inputs
@@ -88,6 +89,7 @@ class SanaStreamingEditVideo(io.ComfyNode):
                     advanced=True,
                     tooltip="What the node shows of each finished chunk: the edit, or the source beside it.",
                 ),
+                graph_input(),
             ],
             hidden=[comfy_host.NODE_ID],
             outputs=[io.Video.Output(display_name="video"), io.String.Output(display_name="report")],
@@ -121,6 +123,7 @@ class SanaStreamingEditVideo(io.ComfyNode):
         compare: Any = NO_COMPARISON,
         colour_match: float = 0.0,
         preview: Any = EDIT,
+        cuda_graph: bool = False,
     ) -> io.NodeOutput:
         options = StreamOptions(
             steps=steps,
@@ -152,7 +155,7 @@ class SanaStreamingEditVideo(io.ComfyNode):
             )
             if preview == BESIDE and job.compare is None:
                 job = replace(job, frames=SmallSource(clip.frames, height, width))
-            report = _edit(cls, model, vae, prompts, options, (height, width), antialias, job)
+            report = _edit(cls, model, vae, prompts, options, (height, width), antialias, job, cuda_graph)
         text = f"{report_text(report)}\n{decoder_text(vae)}"
         comfy_host.show_text(cls, text)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), text)
@@ -167,6 +170,7 @@ def _edit(
     size: tuple[int, int],
     antialias: bool,
     job: FileJob,
+    cuda_graph: bool,
 ) -> FileReport:
     """Runs the stream over the clip with ComfyUI's progress, preview and Stop."""
     total = job.frames.num_frames
@@ -179,22 +183,6 @@ def _edit(
     chunks = plan.total_chunks or 1
     units = (options.passes(options.carries(chunk, plan.is_last(chunk))) + 2 for chunk in range(chunks))
     report = comfy_host.ProgressReport(sum(units))
-    stream = EditStream(
-        model.network,
-        vae.network,
-        prompts.encoder(),
-        prompt=prompts.text,
-        negative_prompt=prompts.negative_text,
-        schedule=schedule,
-        height=size[0],
-        width=size[1],
-        antialias=antialias,
-        total_frames=total,
-        options=options,
-        device=model.device,
-        vae_device=vae.device,
-        on_progress=lambda _: report.step(),
-    )
 
     def on_chunk(chunk: EditedChunk, so_far: FileReport) -> None:
         assert edit.last_frame is not None
@@ -202,9 +190,27 @@ def _edit(
         report.preview(small.beside(edit.last_frame, len(chunk.pixels)) if small else edit.last_frame)
         comfy_host.show_text(node, progress_text(so_far, plan, total), log=False)
 
-    with released_if_stopped(stream.state, job.target):
-        edit = FileEdit(stream, job, on_chunk)
-        return edit.run()
+    with passes_of(model, cuda_graph) as passes:
+        stream = EditStream(
+            model.network,
+            vae.network,
+            prompts.encoder(),
+            prompt=prompts.text,
+            negative_prompt=prompts.negative_text,
+            schedule=schedule,
+            height=size[0],
+            width=size[1],
+            antialias=antialias,
+            total_frames=total,
+            options=options,
+            device=model.device,
+            vae_device=vae.device,
+            on_progress=lambda _: report.step(),
+            passes=passes,
+        )
+        with released_if_stopped(stream.state, job.target):
+            edit = FileEdit(stream, job, on_chunk)
+            return edit.run()
 
 
 class SanaStreamingDemoClip(io.ComfyNode):

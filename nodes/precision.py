@@ -127,7 +127,9 @@ def _quantized(model: LoadedModel, plan: Plan) -> tuple[LoadedModel, list[str]]:
     network, device, home = model.network, model.device, comfy_host.model_offload_device()
     require_whole(network)
     calibrates = needs_calibration(network.config, plan)
-    layers = {unit.module_in(network.layout) for unit in units(network.config) if plan.format_of(unit) != UNQUANTIZED}
+    # As apply_plan does: a fused network becomes split where the plan needs it.
+    layout = "split" if plan.layout(network.config) == "split" else network.layout
+    layers = {unit.module_in(layout) for unit in units(network.config) if plan.format_of(unit) != UNQUANTIZED}
     report = comfy_host.ProgressReport(len(layers) + NUM_PASSES * calibrates)
     if calibrates:
         # With the very layers that ComfyUI has on the device, or pages to it.

@@ -25,8 +25,8 @@ CARDS = {
     "NVIDIA GeForce RTX 5090": "rtx5090",
     "NVIDIA H100 80GB HBM3": "h100",
 }
-# Latent pixels of a frame as the released networks are trained, and as smaller ones are.
-_RELEASED_PIXELS, _SMALL_PIXELS = 22 * 40, 5 * 8
+# Latent pixels of a frame as the released networks are trained, and as nano is.
+_RELEASED_PIXELS, _SMALL_PIXELS = 22 * 40, 20 * 32
 _SECONDS = 0.05
 # Inputs, outputs and weights of the largest matrix, in every format at once.
 _MEASURE_BYTES = 1 << 30
@@ -43,8 +43,13 @@ def speed_text(model: LoadedModel, plan: Plan, measure: bool) -> str:
         ratio = known["latency_ms"] / known["unquantized_latency_ms"]
         if known["latency"].get("kind") == "measured" and plan.device == name:
             return _said(ratio, f"measured on {name} by the profile of this plan")
-        where = plan.device if known["latency"].get("kind") == "measured" else known["latency"].get("target")
-        return f"{_said(ratio, f'of {where}, by the profile of this plan')}; set measure to time it on {name}"
+        source = known["latency"]
+        where = (
+            f"measured on {plan.device}"
+            if source.get("kind") == "measured"
+            else f"projected for {source.get('target')}"
+        )
+        return f"{_said(ratio, f'{where} by the profile of this plan')}; set measure to time it on {name}"
     if name in CARDS:
         table = projected(config, tokens, plan.formats.values(), CARDS[name])
         return _compared(plan, config, table, f"expected from the data sheet of {name}, not measured, {tokens} tokens")

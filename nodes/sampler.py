@@ -19,6 +19,7 @@ from ..sana_core.streaming.state import DiTState, StreamSettings, StreamState
 from ..sana_core.video.latent_preview import LatentRGB
 from . import comfy_host
 from .frames import DEFAULT_RATE
+from .graphs import graph_input, passes_of
 from .latents import LOOK, SAMPLES, Stretch, from_latent
 from .prompt import Prompts, connected_prompts
 from .sockets import LoadedModel, Model, State
@@ -110,6 +111,7 @@ class SanaStreamingSampler(io.ComfyNode):
                     "state", optional=True, tooltip="From an earlier part of the same stream, to go on from there."
                 ),
                 *steering_inputs(),
+                graph_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent"), State.Output(display_name="state")],
         )
@@ -131,6 +133,7 @@ class SanaStreamingSampler(io.ComfyNode):
         anchor_every: int = 0,
         start_step: int = 0,
         max_sink_distance: int = 0,
+        cuda_graph: bool = False,
     ) -> io.NodeOutput:
         options = StreamOptions(
             steps=steps,
@@ -151,7 +154,7 @@ class SanaStreamingSampler(io.ComfyNode):
         state.schedule = prompts.schedule(stretch.frame_rate or DEFAULT_RATE)
         check_frame_prompts(state.schedule, stretch.plan)
         try:
-            edited = _sample(model, samples, stretch, state, options, prompts, source.get(LOOK))
+            edited = _sample(model, samples, stretch, state, options, prompts, source.get(LOOK), cuda_graph)
         except BaseException:
             state.release()
             raise
@@ -202,6 +205,7 @@ def _sample(
     options: StreamOptions,
     prompts: Prompts,
     look: LatentRGB | None,
+    cuda_graph: bool,
 ) -> torch.Tensor:
     """Edited latents of the size of the source, on the device for results; ``state`` moves on.
 
@@ -223,21 +227,23 @@ def _sample(
         }
         noise = ChunkNoise(options, plan.total_latents, (network.config.in_channels, *grid))
         start = 0
-        for edited in sample_chunks(
-            network,
-            memory,
-            [contexts[name] for name in names],
-            noise.draw,
-            samples.to(model.device),
-            options,
-            stretch.sizes,
-            last=last,
-            on_pass=lambda *_: report.step(),
-        ):
-            out[:, :, start : start + edited.shape[2]] = edited
-            start += edited.shape[2]
-            if look is not None:
-                report.preview(look.picture(edited[0, :, -1]))
+        with passes_of(model, cuda_graph) as passes:
+            for edited in sample_chunks(
+                network,
+                memory,
+                [contexts[name] for name in names],
+                noise.draw,
+                samples.to(model.device),
+                options,
+                stretch.sizes,
+                last=last,
+                on_pass=lambda *_: report.step(),
+                passes=passes,
+            ):
+                out[:, :, start : start + edited.shape[2]] = edited
+                start += edited.shape[2]
+                if look is not None:
+                    report.preview(look.picture(edited[0, :, -1]))
     state.prompt, state.negative_prompt = names[-1], prompts.negative_text
     state.schedule_place = place_at(state.schedule, chunk_start(stretch.first_chunk + count - 1, plan))
     return out

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..sana_core.models.causal_vae import CausalVAE
 from ..sana_core.models.dit import SanaStreamingDiT
+from . import comfy_host
 
 Model = io.Custom("SANA_STREAMING_MODEL")
 VAE = io.Custom("SANA_STREAMING_VAE")
@@ -36,7 +37,7 @@ class LoadedModel:
 
     def is_dynamic(self) -> bool:
         """Asked by ComfyUI's cache, which keeps models whose weights it can page."""
-        return _is_dynamic(self.patcher)
+        return comfy_host.is_dynamic(self.patcher)
 
     @property
     def network(self) -> SanaStreamingDiT:
@@ -55,7 +56,7 @@ class LoadedVAE:
 
     def is_dynamic(self) -> bool:
         """As for the model."""
-        return _is_dynamic(self.patcher)
+        return comfy_host.is_dynamic(self.patcher)
 
     @property
     def network(self) -> CausalVAE:
@@ -71,7 +72,3 @@ class LoadedVAE:
         config = self.network.config
         sizes = (config.latent_channels, config.spatial_factor, config.temporal_factor)
         return "ltx2" if sizes == (128, 32, 8) else self.network.fingerprint
-
-
-def _is_dynamic(patcher: Any) -> bool:
-    return bool(getattr(patcher, "is_dynamic", bool)())

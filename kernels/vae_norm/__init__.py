@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from ..dispatch import Implementation, takes_triton
@@ -32,6 +35,7 @@ def norm_silu_pad(
     causal: bool = True,
     branch: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    keep_sum: bool = True,
     implementation: Implementation = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The padded input of a convolution, and the tensor it was made from.
@@ -46,19 +50,23 @@ def norm_silu_pad(
         causal: two frames in front; otherwise, and without ``history``, the first frame once in front, the last once behind.
         branch: [B, C, T, H, W] in the dtype of x, added to it first.
         bias: [C], of the convolution that made ``branch``, or x where there is none; added too.
+        keep_sum: whether the sum is wanted; what nobody reads is not written.
         implementation: ``auto`` is ``triton`` where it can run and no gradient is asked for, else ``eager``.
 
     Returns:
         Padded input [B, C, T + 2, H + 2, W + 2], or [B, C, T + 2, H, W] without ``reflect``, and x + branch + bias
-        [B, C, T, H, W]: x itself where neither was given. Both in the dtype of x; from the kernel in channels_last_3d memory.
+        [B, C, T, H, W]: x itself where neither was given, or without ``keep_sum``. Both in the dtype of x; from the kernel
+        in channels_last_3d memory.
 
     Raises:
         ValueError: ``triton`` was asked for and cannot run here.
     """
+    form: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     form = norm_silu_pad_naive if implementation == "naive" else norm_silu_pad_eager
     if takes_kernels(x, implementation, others=(history, branch, bias)):
-        form = norm_silu_pad_triton
-    return form(x, history, reflect=reflect, norm=norm, causal=causal, branch=branch, bias=bias)
+        form = partial(norm_silu_pad_triton, keep_sum=keep_sum)
+    padded, total = form(x, history, reflect=reflect, norm=norm, causal=causal, branch=branch, bias=bias)
+    return padded, total if keep_sum else x
 
 
 def takes_kernels(

@@ -64,7 +64,7 @@ def _finish(
     HAS_HISTORY: tl.constexpr,
     NORM: tl.constexpr,
 ):
-    """Stores the sum where it is not a copy, and the padded input."""
+    """Stores the sum where it is wanted and no copy, and the padded input."""
     channel_ok = (channels < C)[None, :]
     if HAS_SUM:
         place = sum_ptr + sum_at[:, None] + channels[None, :]
@@ -112,15 +112,17 @@ def vae_norm_fwd_kernel(
     HAS_BRANCH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HISTORY: tl.constexpr,
+    HAS_SUM: tl.constexpr,
     NORM: tl.constexpr,
     BORDER: tl.constexpr,
     LEAD: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """padded [B, T + 2, H + 2 BORDER, W + 2 BORDER, C], and x + branch + bias [B, T, H, W, C]. Grid (tiles of BP positions).
+    """padded [B, T + 2, H + 2 BORDER, W + 2 BORDER, C], and with HAS_SUM x + branch + bias [B, T, H, W, C].
 
-    A program makes BP positions of the padded tensor, LEAD frames of which are in front; the border reads its rows again.
+    Grid (tiles of BP positions). A program makes BP positions of the padded tensor, LEAD frames of which are in front; the
+    border reads its rows again.
     """
     positions = tl.program_id(0) * BP + tl.arange(0, BP)
     position_ok = positions < num_positions
@@ -160,7 +162,7 @@ def vae_norm_fwd_kernel(
             scale = tl.rsqrt(tl.sum(total * total, 1) / C + eps)
         _finish(
             total, scale, history_ptr, padded_ptr, sum_ptr, history_at, history_channel, padded_at, sum_at, channels,
-            position_ok, carried, inside, C, HAS_BRANCH or HAS_BIAS, HAS_HISTORY, NORM,
+            position_ok, carried, inside, C, HAS_SUM, HAS_HISTORY, NORM,
         )  # fmt: skip
     else:
         if NORM:
@@ -181,5 +183,5 @@ def vae_norm_fwd_kernel(
             )  # fmt: skip
             _finish(
                 total, scale, history_ptr, padded_ptr, sum_ptr, history_at, history_channel, padded_at, sum_at, channels,
-                position_ok, carried, inside, C, HAS_BRANCH or HAS_BIAS, HAS_HISTORY, NORM,
+                position_ok, carried, inside, C, HAS_SUM, HAS_HISTORY, NORM,
             )  # fmt: skip

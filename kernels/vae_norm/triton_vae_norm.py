@@ -35,6 +35,7 @@ def norm_silu_pad_triton(
     causal: bool = True,
     branch: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    keep_sum: bool = True,
     tile: int | None = None,
     step: int = MAX_STEP,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +48,7 @@ def norm_silu_pad_triton(
     border = 1 if reflect else 0
     places = (batch, num_frames + CONTEXT_FRAMES, height + 2 * border, width + 2 * border)
     padded = _channels_last(x, places)
-    sums = branch is not None or bias is not None
+    sums = keep_sum and (branch is not None or bias is not None)
     stream = _channels_last(x, (batch, num_frames, height, width)) if sums else x
     past = history if causal else None
     # The kernel does not look at pointers of what is not there.
@@ -61,7 +62,7 @@ def norm_silu_pad_triton(
             x, branch_in, bias_in, history_in, padded, stream,
             num_positions, num_frames, height, width, *x.stride(), *branch_in.stride(), *history_in.stride(), RMS_EPSILON,
             C=channels, HAS_BRANCH=branch is not None, HAS_BIAS=bias is not None, HAS_HISTORY=past is not None,
-            NORM=norm, BORDER=border, LEAD=CONTEXT_FRAMES if causal else 1, BP=rows, BC=block,
+            HAS_SUM=sums, NORM=norm, BORDER=border, LEAD=CONTEXT_FRAMES if causal else 1, BP=rows, BC=block,
             **options(WARPS),
         )  # fmt: skip
     return padded, stream

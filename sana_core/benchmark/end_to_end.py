@@ -17,7 +17,7 @@ from ..edit_file import FileEdit, FileJob, FileReport
 from ..models.dit import SanaStreamingDiT
 from ..streaming.chunks import ChunkPlan
 from ..streaming.edit_stream import EditedChunk, EditStream
-from ..streaming.passes import GraphedPasses
+from ..streaming.passes import GraphedPasses, Passes
 from ..video.demo_clip import demo_frames
 from ..video.reader import PictureFrames
 from ..weights.random_init import RandomPrompts
@@ -87,7 +87,7 @@ def measure(
         height=size.height,
         width=size.width,
         overlap=overlap,
-        passes=GraphedPasses(model) if graphs else None,
+        passes=GraphedPasses(model) if graphs else Passes(model),
     )
     try:
         return _timed(stream, pictures, TIMED_CHUNKS[bench.device.type])

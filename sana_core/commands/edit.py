@@ -15,7 +15,7 @@ from ..edit_file import FileEdit
 from ..models.causal_vae import CausalVAE
 from ..models.dit import SanaStreamingDiT
 from ..streaming.edit_stream import EditStream
-from ..streaming.passes import GraphedPasses, Passes
+from ..streaming.passes import Passes, default_passes
 from .edit_networks import load_networks, print_nano, random_preset, uses_nano
 from .edit_options import BIDIRECTIONAL_SHORT, check_mode, notices, with_local_input
 from .edit_plan import Plan, make_plan
@@ -74,7 +74,7 @@ def open_stream(
 ) -> EditStream:
     """A new stream, or the saved one."""
     state = plan.state
-    passes = GraphedPasses(model) if plan.graphs else Passes(model)
+    passes = default_passes(model, plan.device) if plan.graphs else Passes(model)
     if state is None:
         stream = EditStream(
             model,

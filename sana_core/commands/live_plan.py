@@ -217,6 +217,7 @@ def load_networks(
         check_text(files, prompts.encode(plan.settings.prompt).embeds.shape[-1], model)
     apply_loras(model, parse_loras(options.lora))
     check_networks(model, vae)
+    vae.use_graphs(plan.vae_device.type == "cuda")
     return model, vae, prompts, sources
 
 

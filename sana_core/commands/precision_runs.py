@@ -109,8 +109,8 @@ def run_profile(options: argparse.Namespace) -> int:
     profile = profiler.run()
     max_error = None if options.min_sqnr is None else power(options.min_sqnr)
     with solver_to_stderr():
-        front = profile.front() if options.chart else []
         chosen = profile.choose(max_latency=options.max_latency, max_error=max_error)
+        front = profile.front(also=[chosen]) if options.chart else []
     marked = profiler.check(profile, [*profile.presets(), *profile.uniform(), chosen])
     chosen = marked[-1]
     options.plan.write_text(profile.plan(chosen).to_json(), encoding="utf-8", newline="\n")

@@ -146,12 +146,12 @@ class Backoff:
         self._next = self._first
 
 
-def latency_bound(first_frames: int, room: int, interval: float, compute: float) -> float:
+def latency_bound(first_frames: int, room: int, interval: float, compute: float, filling: float = 0.0) -> float:
     """Seconds that a frame may take at most from capture to output, where a frame takes ``compute`` seconds to edit.
 
-    It waits until its chunk is full, at the pace of the source (``interval`` from frame to frame) or, where that is slower, of
-    the machine, in a queue of up to ``room`` frames; then until its chunk is edited, of ``first_frames`` at most; then it may
-    be ``SPARE_FRAMES`` early.
+    It waits until its chunk is full, at the pace of the source (``interval`` from frame to frame, and ``filling`` for a chunk
+    that took longer) or, where that is slower, of the machine, in a queue of up to ``room`` frames; then until its chunk is
+    edited, of ``first_frames`` at most; then it may be ``SPARE_FRAMES`` early.
     """
-    filling = max(first_frames * interval, room * compute)
+    filling = max(first_frames * interval, room * compute, filling)
     return filling + first_frames * compute + SPARE_FRAMES * interval

@@ -192,7 +192,7 @@ class Player:
 
     def _write_sound(self, until: float, origin: float) -> None:
         for block in self._sound.take_before(until):
-            self._sink.write_sound(block.samples, max(0.0, block.time - origin))
+            self._sink.write_sound(block.samples, block.time - origin)
 
     def _write(self, frame: EditedFrame, seconds: float) -> bool:
         picture = self._composer.compose(frame.source_picture, frame.picture)

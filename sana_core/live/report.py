@@ -43,7 +43,7 @@ class Latencies:
         """The latency that a ``share`` (0 to 1) of all frames did not exceed; None before the first frame."""
         if not self.count:
             return None
-        index = int(np.searchsorted(np.cumsum(self._counts), share * self.count))
+        index = int(np.searchsorted(np.cumsum(self._counts), max(1.0, share * self.count)))
         return min(self.most, (index + 1) * BIN_SECONDS)
 
     def recent(self, share: float) -> float | None:
@@ -79,6 +79,7 @@ class LiveStats:
         self.frames_in = self.frames_edited = self.frames_out = self.repeated = self.chunks = 0
         self.compute_seconds = 0.0
         self._expected = self._slowest = 0.0
+        self.slowest_filling = 0.0
         self.samples: list[Sample] = []
         self._sample_seconds = SAMPLE_SECONDS
         self._first_shown, self._last_shown = float("inf"), 0.0
@@ -90,13 +91,14 @@ class LiveStats:
             self.frames_in += 1
             self._arrivals.append(at)
 
-    def chunk(self, num_frames: int, taken: int, seconds: float) -> None:
-        """A chunk of ``taken`` frames gave ``num_frames`` edited ones in so many seconds."""
+    def chunk(self, num_frames: int, taken: int, seconds: float, filling: float) -> None:
+        """A chunk of ``taken`` frames, which came in ``filling`` seconds, gave ``num_frames`` edited ones in ``seconds``."""
         with self._lock:
             self.chunks += 1
             self.frames_edited += num_frames
             self.compute_seconds += seconds
             self._slowest = max(self._slowest, seconds / taken)
+            self.slowest_filling = max(self.slowest_filling, filling)
 
     def expect(self, seconds_per_frame: float) -> None:
         """What a trial has shown before the first chunk."""

@@ -217,7 +217,8 @@ class LiveSession:
                 if frame.first and frame.number and self.settings.late != "wait":
                     # What waits for the rest of its chunk would come as late as the source was away.
                     self.stats.drop("reconnect", self._frames.clear())
-                self._frames.put(frame)
+                if not self._frames.put(frame):
+                    self.stats.drop("stopped")
         except Exception as error:
             self._source_error = error
         finally:
@@ -294,7 +295,8 @@ class LiveSession:
         assert self._stream is not None
         self._frames.capacity = self._needed + ROOM
         first = self._stream.plan.pixel_frames(0)
-        self.bound = latency_bound(first, first + ROOM, self._interval, self.stats.slowest_frame)
+        stats = self.stats
+        self.bound = latency_bound(first, first + ROOM, self._interval, stats.slowest_frame, stats.slowest_filling)
 
     def _check_interrupt(self, progress: Progress) -> None:
         if self._stopping() or self._reset.is_set():
@@ -326,7 +328,9 @@ class LiveSession:
                 raise
             return
         if batch:
-            self.stats.chunk(len(edited), len(batch), time.monotonic() - start)
+            away = any(frame.first for frame in batch[1:])
+            filling = 0.0 if away else batch[-1].arrival - batch[0].arrival
+            self.stats.chunk(len(edited), len(batch), time.monotonic() - start, filling)
             self._chunk += 1
         self._state_bytes = self._stream.state.nbytes
         self._prepare_chunk()

@@ -40,7 +40,7 @@ class Sink(Protocol):
         """uint8 [H, W, 3], shown from ``seconds`` after the start on; False where it could not be sent and is lost."""
 
     def write_sound(self, samples: np.ndarray, seconds: float) -> None:
-        """float32 [2, n] at 48 kHz, from ``seconds`` on."""
+        """float32 [2, n] at 48 kHz, from ``seconds`` on; what lies before the start is left out."""
 
     def close(self) -> None: ...
 
@@ -77,10 +77,10 @@ def open_sink(
     if target.is_raw:
         return RawSink(target)
 
-    def make() -> Sink:
-        return EncodedSink(target, height=height, width=width, rate=rate, has_sound=has_sound, crf=crf)
+    def make(start: float) -> Sink:
+        return EncodedSink(target, height=height, width=width, rate=rate, has_sound=has_sound, crf=crf, start=start)
 
-    return RemoteSink(target.text, make) if target.is_remote else make()
+    return RemoteSink(target.text, make) if target.is_remote else make(0.0)
 
 
 class NoSink:
@@ -146,11 +146,12 @@ class CameraSink:
 class EncodedSink:
     """H.264 and AAC in a container of FFmpeg's, without look-ahead: a frame is sent when it is written.
 
-    What is written so far plays where the process is killed, if the container can (MP4 is written in fragments).
+    What is written so far plays where the process is killed, if the container can (MP4 is written in fragments). ``start``:
+    seconds that are time 0 there, for a sink that is opened in the middle.
     """
 
     def __init__(
-        self, target: TargetAddress, *, height: int, width: int, rate: Fraction, has_sound: bool, crf: int
+        self, target: TargetAddress, *, height: int, width: int, rate: Fraction, has_sound: bool, crf: int, start: float
     ) -> None:
         import av
 
@@ -159,8 +160,10 @@ class EncodedSink:
         if target.format in ("mp4", "mov") or (target.format is None and Path(text).suffix in (".mp4", ".m4v", ".mov")):
             options["movflags"] = "+frag_keyframe+delay_moov+default_base_moof"
         with _reported(target.text):
+            # FFmpeg would wait for a pipe's reader without letting other threads run.
+            self._pipe = Path(text).open("wb", buffering=0) if Path(text).is_fifo() else None  # noqa: SIM115
             self._output: OutputContainer = av.open(
-                "pipe:1" if target.is_standard else text,
+                self._pipe or ("pipe:1" if target.is_standard else text),
                 "w",
                 format=target.format,
                 options=options | dict(target.options),
@@ -169,6 +172,7 @@ class EncodedSink:
         self._video = self._add_video(height, width, rate, crf)
         self._audio: Any = self._add_audio() if has_sound else None
         self._name = target.text
+        self._start = start
         self._track = SoundTrack()
         self._rest = np.zeros((2, 0), np.float32)
         self._encoded_samples = 0
@@ -198,7 +202,7 @@ class EncodedSink:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
             format="yuv420p", dst_colorspace=_BT709 if self._hd else _BT601, dst_color_range=_LIMITED_RANGE
         )
-        frame.pts, frame.time_base = round(seconds / TIME_BASE), TIME_BASE
+        frame.pts, frame.time_base = round((seconds - self._start) / TIME_BASE), TIME_BASE
         with _reported(self._name):
             self._output.mux(self._video.encode(frame))
         return True
@@ -206,7 +210,7 @@ class EncodedSink:
     def write_sound(self, samples: np.ndarray, seconds: float) -> None:
         if self._audio is None:
             return
-        for piece in self._track.place(seconds, samples):
+        for piece in self._track.place(seconds - self._start, samples):
             self._rest = np.concatenate([self._rest, piece], 1)
             while self._rest.shape[1] >= AAC_FRAME:
                 self._encode_sound(self._rest[:, :AAC_FRAME])
@@ -235,19 +239,21 @@ class EncodedSink:
                     self._mux_sound(None)
             finally:
                 self._output.close()
+                if self._pipe is not None:
+                    self._pipe.close()
 
 
 class RemoteSink:
     """A sink at an address: where it fails, frames are lost until it can be opened again."""
 
-    def __init__(self, name: str, make: Callable[[], Sink]) -> None:
+    def __init__(self, name: str, make: Callable[[float], Sink]) -> None:
         self._name, self._make = name, make
         self._backoff = Backoff()
-        self._sink: Sink | None = make()
+        self._sink: Sink | None = make(0.0)
         self._retry = 0.0
 
     def write(self, picture: np.ndarray, seconds: float) -> bool:
-        sink = self._opened()
+        sink = self._opened(seconds)
         if sink is None:
             return False
         try:
@@ -268,10 +274,10 @@ class RemoteSink:
         if self._sink is not None:
             self._sink.close()
 
-    def _opened(self) -> Sink | None:
+    def _opened(self, seconds: float) -> Sink | None:
         if self._sink is None and time.monotonic() >= self._retry:
             try:
-                self._sink = self._make()
+                self._sink = self._make(seconds)
                 self._backoff.reset()
             except OSError as error:
                 self._lose(error)

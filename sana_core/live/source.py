@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -145,7 +146,7 @@ class LiveSource:
 
     def _connection(self) -> Iterator[SourceFrame]:
         """The frames of one connection. _BrokenError where it breaks."""
-        with _failures(), self._opened() as container:
+        with _failures(self.address.text), self._opened() as container:
             video = video_stream(container, Path(self.address.text))
             sound = self._sound(container)
             self._times.restart()
@@ -172,7 +173,7 @@ class LiveSource:
         if address.kind == "standard":
             target = reader = PipeReader(sys.stdin.fileno(), self._stop, owned=False)
         elif address.kind == "pipe":
-            target = reader = PipeReader.open(address.text, self._stop)
+            target = reader = PipeReader.open(address.text, self._stop, self._reconnect or math.inf)
         elif address.kind == "file":
             # An absolute path is never taken for the address of another protocol.
             target = str(Path(address.text).absolute())
@@ -218,7 +219,7 @@ class LiveSource:
             return []
 
     def _frame(self, picture: VideoFrame, first: bool) -> SourceFrame:
-        from ..video.reader import _to_rgb
+        from ..video.reader import to_rgb
 
         stamp = None
         if picture.pts is not None and picture.time_base is not None:
@@ -226,7 +227,7 @@ class LiveSource:
         moment = self._times.frame(stamp, time.monotonic())
         if self.address.is_paced and (ahead := moment - time.monotonic()) > 0:
             self._stop.wait(ahead)
-        pixels = torch.from_numpy(_to_rgb(picture))
+        pixels = torch.from_numpy(to_rgb(picture))
         frame = SourceFrame(pixels, moment, time.monotonic(), self._number, first)
         self._number += 1
         return frame
@@ -244,11 +245,16 @@ class _BrokenError(Exception):
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
+def _failures(name: str) -> Iterator[None]:
+    """What FFmpeg says as _BrokenError; InputError where trying again is of no use."""
     import av
 
     try:
         yield
+    except av.error.ProtocolNotFoundError:
+        raise InputError(
+            f"{name} is of a protocol that this PyAV was built without; use udp, tcp, rtmp or another, or build PyAV with it"
+        ) from None
     except av.error.ExitError:
         raise _BrokenError(f"nothing came for {SILENCE_SECONDS:g} seconds") from None
     except InputError as error:

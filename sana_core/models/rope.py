@@ -59,7 +59,8 @@ def advance_frames(x: torch.Tensor, num_frames: int) -> torch.Tensor:
     pairs = axis_pairs(x.shape[-1])[0]
     frequencies = THETA ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
     cos, sin = ((num_frames * frequencies).cos().float(), (num_frames * frequencies).sin().float())
-    factors = Rotary(cos[None].to(x.device), sin[None].to(x.device))
+    # Small enough that the host does not wait for the copies.
+    factors = Rotary(*(part[None].to(x.device, non_blocking=True) for part in (cos, sin)))
     temporal = apply_rotary(x[..., : 2 * pairs].unsqueeze(-2), factors).squeeze(-2)
     return torch.cat([temporal, x[..., 2 * pairs :]], -1)
 

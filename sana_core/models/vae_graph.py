@@ -6,6 +6,7 @@ its own: it is copied into the graph's buffers before a replay and out of them a
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from .vae_layers import Carry, VAEState
+
+logger = logging.getLogger(__name__)
 
 Step: TypeAlias = Callable[[Tensor, Carry], Tensor]
 """A call of one direction, without checks."""
@@ -50,9 +53,9 @@ class CudaRecording:
             with torch.cuda.stream(stream):
                 function()
             torch.cuda.current_stream(device).wait_stream(stream)
-            # Nothing can be timed during a capture. Other threads may go on using the GPU.
+            # Other threads may go on using the GPU.
             with (
-                _algorithm_search(False),
+                _chosen_algorithms(),
                 torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
             ):
                 self.output = function()
@@ -69,10 +72,10 @@ class CudaRecording:
 
 
 @contextmanager
-def _algorithm_search(enabled: bool) -> Iterator[None]:
-    """Whether cuDNN times its algorithms for every new shape; what it has chosen for a shape once it keeps."""
+def _chosen_algorithms() -> Iterator[None]:
+    """cuDNN times no algorithms, which it cannot during a capture, whatever the process has set."""
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = enabled
+    torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
@@ -114,6 +117,8 @@ class StepGraph:
         self._num_frames = num_frames
         self._capture = capture
         self._fixed: _Fixed | None = None
+        # Recording failed once; it is not tried again.
+        self._refused = False
         self._lock = threading.Lock()
 
     @property
@@ -155,14 +160,17 @@ class StepGraph:
         self, step: Step, addresses: tuple[int, ...], x: Tensor, state: Mapping[str, Tensor]
     ) -> tuple[Tensor, VAEState]:
         carry = Carry(state)
-        # A graph has few shapes and is replayed often. The search comes before cuDNN has chosen by rules of thumb.
-        with _algorithm_search(True):
-            result = step(x, carry)
-            after = carry.new
-            if _layout(x, after) == _layout(x, state):
-                fixed_x = x.clone()
-                buffers = {path: frames.clone() for path, frames in after.items()}
+        result = step(x, carry)
+        after = carry.new
+        if not self._refused and _layout(x, after) == _layout(x, state):
+            fixed_x = x.clone()
+            buffers = {path: frames.clone() for path, frames in after.items()}
+            try:
                 recording = (self._capture or CudaRecording)(lambda: step(fixed_x, _InPlace(buffers)), x.device)
+            except RuntimeError as error:
+                self._refused = True
+                logger.warning("the VAE runs without a CUDA graph, which could not be recorded: %s", error)
+            else:
                 self._fixed = _Fixed(fixed_x, buffers, addresses, recording)
         return result, after
 

@@ -105,17 +105,20 @@ class CausalConv3d(nn.Module):
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
         return self.conv(self._padded(Sum(x), carry, norm=False)[0])
 
-    def normed(self, x: Sum, carry: Carry) -> tuple[Sum, Tensor]:
-        """The convolution of SiLU(RMS norm(total)), and the total. Its bias is left to be added where that saves a pass."""
-        padded, total = self._padded(x, carry, norm=True)
+    def normed(self, x: Sum, carry: Carry, *, keep_sum: bool = False) -> tuple[Sum, Tensor]:
+        """The convolution of SiLU(RMS norm(total)), and with ``keep_sum`` the total.
+
+        Its bias is left to be added where that saves a pass.
+        """
+        padded, total = self._padded(x, carry, norm=True, keep_sum=keep_sum)
         conv = self.conv
         # Other namespaces' layers may hold weights elsewhere; cuDNN adds a bias in a pass of its own.
         if type(conv) is nn.Conv3d and takes_kernels(padded, self.kernels, (conv.weight, conv.bias)):
             return Sum(F.conv3d(padded, conv.weight, padding=conv.padding), bias=conv.bias), total
         return Sum(conv(padded)), total
 
-    def _padded(self, x: Sum, carry: Carry, *, norm: bool) -> tuple[Tensor, Tensor]:
-        """(input with context and border, total of x); carries the last frames of the former."""
+    def _padded(self, x: Sum, carry: Carry, *, norm: bool, keep_sum: bool = False) -> tuple[Tensor, Tensor]:
+        """(input with context and border, total of x with ``keep_sum``); carries the last frames of the former."""
         padded, total = norm_silu_pad(
             x.x,
             carry.old.get(self.path) if carry.causal else None,
@@ -124,6 +127,7 @@ class CausalConv3d(nn.Module):
             causal=carry.causal,
             branch=x.branch,
             bias=x.bias,
+            keep_sum=keep_sum,
             implementation=self.kernels,
         )
         if carry.causal:
@@ -145,7 +149,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv(channels, channels)
 
     def forward(self, x: Sum, carry: Carry) -> Sum:
-        hidden, total = self.conv1.normed(x, carry)
+        hidden, total = self.conv1.normed(x, carry, keep_sum=True)
         branch, _ = self.conv2.normed(hidden, carry)
         return Sum(total, branch.x, branch.bias)
 

@@ -157,9 +157,10 @@ class Profile:
         """Of every profiled format in all units."""
         return [self.point(uniform_plan(name, self.config)) for name in self.settings.formats]
 
-    def front(self, count: int = FRONT_POINTS) -> list[Point]:
-        """The best plans from the fastest to the unquantized one; none of the presets and uniform plans beats one."""
-        marks = [point.latency for point in (*self.presets(), *self.uniform())]
+    def front(self, count: int = FRONT_POINTS, also: Sequence[Point] = ()) -> list[Point]:
+        """The best plans from the fastest to the unquantized one, ``count`` and those as fast as the presets, the uniform
+        plans and ``also``: none of these beats the front."""
+        marks = [point.latency for point in (*self.presets(), *self.uniform(), *also)]
         found = self.problems()
         return [self._of(selection) for selection in front(found, budgets(found, count, marks))]
 

@@ -1,6 +1,7 @@
-"""Passes of the unquantized network over calibration clips, kept so that a plan can be run from exactly the same inputs.
+"""Passes of the unquantized network over calibration clips, kept so that a plan can be run from the same inputs.
 
-That is teacher forcing: each pass begins from the reference's latents and state, so errors of earlier passes are not in it.
+That is teacher forcing: each pass begins from the reference's latents, so errors of earlier passes are not in it. What a chunk
+reads of the one before was written under the plan, in a pass from the reference's latents and state.
 """
 
 from __future__ import annotations
@@ -41,15 +42,27 @@ class CalibrationClip:
 
 
 @dataclass(frozen=True)
-class RecordedChunk:
-    """A chunk of the reference: what each of its passes began from and what it gave.
+class Border:
+    """The pass that wrote the state at the end of a chunk: its timestep, latents and source, and the state before the chunk."""
 
-    passes: (timestep, latents [1, C, T, h, w], velocity of the same shape), the last one at t = 0. state: before the chunk.
+    timestep: float
+    x: Tensor
+    source: Tensor
+    state: DiTState
+
+
+@dataclass(frozen=True)
+class RecordedChunk:
+    """A chunk of the reference: what each denoising pass began from and what it gave.
+
+    passes: (timestep, latents [1, C, T, h, w], velocity of the same shape). state: before the chunk. border: how that state was
+    written; None before the first chunk, which has no past.
     """
 
     clip: int
     place: str
     state: DiTState
+    border: Border | None
     source: Tensor
     passes: Sequence[tuple[float, Tensor, Tensor]]
 
@@ -67,16 +80,34 @@ class Reference:
 
     @torch.no_grad()
     def run(self, model: SanaStreamingDiT) -> Iterator[tuple[RecordedChunk, float, Tensor, Tensor]]:
-        """(chunk, timestep, velocity of ``model``, velocity of the reference) of every pass, from the reference's inputs."""
+        """(chunk, timestep, velocity of ``model``, velocity of the reference) of every pass, from the reference's latents."""
         contexts = [self.context(model, clip) for clip in range(len(self.prompts))]
         for chunk in self.chunks:
-            device, (frames, rows, columns) = chunk.source.device, chunk.source.shape[2:]
-            positions = model.positions(chunk.state.position, frames, rows, columns, device)
-            blocks = in_dtype(chunk.state.read(), model.dtype)
+            context = contexts[chunk.clip]
+            state = _rewritten(model, chunk, context)
             for timestep, x, wanted in chunk.passes:
-                at = torch.full((1,), timestep, device=device)
-                velocity, _ = model(x, at, chunk.source, contexts[chunk.clip], blocks, positions)
+                velocity, _ = _run_pass(model, timestep, x, chunk.source, context, state)
                 yield chunk, timestep, velocity, wanted
+
+
+def _rewritten(model: SanaStreamingDiT, chunk: RecordedChunk, context: PromptContext) -> DiTState:
+    """The state before the chunk as ``model`` writes it."""
+    border = chunk.border
+    if border is None:
+        return chunk.state
+    _, written = _run_pass(model, border.timestep, border.x, border.source, context, border.state)
+    state = border.state.clone()
+    state.write(written, border.x.shape[2])
+    return state
+
+
+def _run_pass(
+    model: SanaStreamingDiT, timestep: float, x: Tensor, source: Tensor, context: PromptContext, state: DiTState
+) -> tuple[Tensor, list[BlockState]]:
+    device, (frames, rows, columns) = source.device, source.shape[2:]
+    positions = model.positions(state.position, frames, rows, columns, device)
+    at = torch.full((1,), timestep, device=device)
+    return model(x, at, source, context, in_dtype(state.read(), model.dtype), positions)
 
 
 class _Recorder(Passes):
@@ -144,16 +175,20 @@ def _record_clip(
     state = DiTState(cache_capacity(borders, window, sink), window, sink)
     noise = ChunkNoise(options, source.shape[2], (source.shape[1], *source.shape[3:]))
     context = _context(model, clip.prompt)
+    border: Border | None = None
     for chunk, (start, stop) in enumerate(spans(borders)):
         on_chunk(number, chunk)
-        before = state.clone() if chunk in chosen else None
-        passes = _Recorder(model)
+        before, passes = state.clone(), _Recorder(model)
         part, drawn = source[:, :, start:stop], noise.draw(chunk, start, stop - start)
         with quick_float32():
             _, written = sample_chunk(model, state, context, drawn, part, options, carry=True, passes=passes)
         commit_chunk(state, written, stop - start, last=False)
-        if before is not None:
-            yield RecordedChunk(number, chosen[chunk], before, part, passes.seen)
+        timestep, x, _ = passes.seen[-1]
+        if not options.reuse_last_step:
+            del passes.seen[-1]
+        if chunk in chosen:
+            yield RecordedChunk(number, chosen[chunk], before, border, part, passes.seen)
+        border = Border(timestep, x, part, before)
 
 
 def _context(model: SanaStreamingDiT, prompt: PromptEmbedding) -> PromptContext:
@@ -209,9 +244,9 @@ class NoisePower:
 
 @torch.no_grad()
 def noise_power(model: SanaStreamingDiT, reference: Reference) -> NoisePower:
-    """Of the velocities of ``model``, pass by pass from the reference's inputs.
+    """Of the velocities of ``model`` in denoising passes, from the reference's latents.
 
-    The pass at t = 0, whose velocity the stream does not use, stands for the state that it writes.
+    The velocity of the pass at t = 0 goes nowhere and does not count; the state that this pass writes does.
     """
     found: list[tuple[str, str, Tensor]] = []
     with quick_float32():

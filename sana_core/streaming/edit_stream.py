@@ -22,7 +22,7 @@ from .frame_stream import Commit, OnProgress, Progress, check_size
 from .lanes import Lane, hand_over, to_device
 from .noise import ChunkNoise
 from .options import StreamOptions
-from .passes import GraphedPasses, Passes
+from .passes import GraphedPasses, Passes, default_passes
 from .pool import StatePool
 from .prompt_encoders import FixedPrompts, PreparedPrompts, PromptEncoder
 from .prompt_schedule import FramePrompts, check_frame_prompts, place_at
@@ -75,7 +75,8 @@ class EditStream(DecodeStream):
         device, vae_device: where to compute; by default where the weights are. They may be two GPUs.
         on_progress: called before every network pass and VAE call is queued; raising from it stops the stream.
         overlap: see above; worth its memory on a GPU, where the two directions of the VAE get lanes of their own.
-        passes: runs the network; by default plainly. May be shared by streams of one model that take turns.
+        passes: runs the network; by default as CUDA graphs on a GPU and plainly elsewhere. May be shared by streams of one
+            model that come one after another.
         pool: where the transformer's memory comes from; one that outlives the stream serves the next with the same pages.
         given: noise and source latents of the whole clip, taken instead of drawn noise and of encoded frames, which then
             only count; needs ``total_frames``. recorder: is told noise, source and result of each chunk given out.
@@ -174,7 +175,7 @@ class EditStream(DecodeStream):
         super().__init__(vae, state, vae_device, on_progress, overlap)
         self.model, self.text = model, text
         self.device = torch.device(device) if device is not None else next(model.parameters()).device
-        self._passes, self._pool = passes or Passes(model), pool
+        self._passes, self._pool = passes or default_passes(model, self.device), pool
         self._model_lane = Lane(self.device)
         self._encoded: _Encoded | None = None
         self._given, self._recorder = given, recorder

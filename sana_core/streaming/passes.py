@@ -5,6 +5,7 @@ Knows the network's tensors and CUDA graphs; does not know what the passes are f
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ import torch
 from ..models.attention import Window
 from ..models.dit import BlockState, Modulation, PromptContext, SanaStreamingDiT
 from ..models.rope import Rotary
+
+logger = logging.getLogger(__name__)
 
 Result = tuple[torch.Tensor, list[BlockState]]
 Call = Callable[[], Result]
@@ -54,7 +57,7 @@ class Passes:
         state: Sequence[BlockState] | None,
         positions: Rotary,
     ) -> Result:
-        """As :meth:`SanaStreamingDiT.forward`. The result may be overwritten by the next call."""
+        """As :meth:`SanaStreamingDiT.forward`. The result may be overwritten by the next call, for whichever stream."""
         arguments = _Arguments(x, self._modulation(timestep, x), source, prompt, positions)
         return self._run(arguments, state)
 
@@ -87,6 +90,8 @@ class GraphedPasses(Passes):
     def __init__(self, model: SanaStreamingDiT, capture: Capture | None = None) -> None:
         super().__init__(model)
         self._capture = capture or CudaCapture()
+        # Recording failed once.
+        self._refused = False
         # Calls so far, or the graph, by likeness, the last used at the end.
         self._kinds: OrderedDict[Any, int | _Graph] = OrderedDict()
 
@@ -96,16 +101,33 @@ class GraphedPasses(Passes):
         key = _likeness(arguments, state)
         kind = self._kinds.get(key, 0)
         if isinstance(kind, int):
-            kind = kind + 1 if kind < PLAIN_CALLS else _Graph(self._capture, super()._run, arguments, list(state))
+            kind = kind + 1 if kind < PLAIN_CALLS or self._refused else self._recorded(arguments, state)
         self._kinds[key] = kind
         self._kinds.move_to_end(key)
         if len(self._kinds) > MOST_KINDS:
             self._kinds.popitem(last=False)
         return super()._run(arguments, state) if isinstance(kind, int) else kind.run(arguments)
 
+    def _recorded(self, arguments: _Arguments, state: Sequence[BlockState]) -> int | _Graph:
+        """The graph; the number of plain calls goes on where it could not be recorded, which is not tried again."""
+        try:
+            return _Graph(self._capture, super()._run, arguments, list(state))
+        except RuntimeError as error:
+            self._refused = True
+            logger.warning("the transformer runs without a CUDA graph, which could not be recorded: %s", error)
+            return PLAIN_CALLS + 1
+
     def release(self) -> None:
         super().release()
         self._kinds.clear()
+        if isinstance(self._capture, CudaCapture):
+            # A pool of memory whose graphs are all gone takes no more of them.
+            self._capture = CudaCapture()
+
+
+def default_passes(model: SanaStreamingDiT, device: torch.device) -> Passes:
+    """Recorded on a GPU, plain elsewhere."""
+    return GraphedPasses(model) if device.type == "cuda" else Passes(model)
 
 
 class _Graph:
@@ -135,20 +157,23 @@ class _Graph:
 
 
 class CudaCapture:
-    """Records calls as CUDA graphs that share one pool of memory."""
+    """Records calls as CUDA graphs that share one pool of memory, on the GPU that is current at the first."""
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, call: Call) -> tuple[Callable[[], None], Result]:
-        side = torch.cuda.Stream()
+        # A stream of its own: that of torch.cuda.graph is of the GPU on which the process captured first, and memory of a
+        # pool is used again within one stream alone.
+        side = self._stream = self._stream or torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             call()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # Other threads may take pinned memory meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
             result = call()
         self._pool = self._pool or graph.pool()
         return graph.replay, result

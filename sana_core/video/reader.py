@@ -311,9 +311,9 @@ class VideoReader:
 
     def _upright(self, frame: "VideoFrame", number: int) -> Tensor:
         if self._tone_map is None:
-            picture = torch.from_numpy(_to_rgb(frame))
+            picture = torch.from_numpy(to_rgb(frame))
         else:
-            picture = tone_map(torch.from_numpy(_to_rgb(frame, "rgb48le")).float() / 65_535, self._tone_map)
+            picture = tone_map(torch.from_numpy(to_rgb(frame, "rgb48le")).float() / 65_535, self._tone_map)
         turns = _rotation(frame) // 90
         if turns:
             picture = torch.rot90(picture, turns).contiguous()
@@ -371,7 +371,7 @@ def _rotation(frame: "VideoFrame") -> int:
     return round(frame.rotation / 90) % 4 * 90
 
 
-def _to_rgb(frame: "VideoFrame", pixels: str = "rgb24") -> "np.ndarray":
+def to_rgb(frame: "VideoFrame", pixels: str = "rgb24") -> "np.ndarray":
     """[H, W, 3], uint8 (``rgb24``) or uint16 (``rgb48le``), by the matrix and the range that the file names.
 
     A file that names no matrix is read as BT.601. That is FFmpeg's rule for every size, and what programs that write

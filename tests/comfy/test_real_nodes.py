@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -15,7 +17,7 @@ import single_files
 import torch
 import vae_files
 from comfy_graphs import as_many_threads_as_the_server, read, saved, workflow
-from comfy_server import ComfyError, ComfyServer, cached_nodes
+from comfy_server import ROOT, ComfyError, ComfyServer, cached_nodes
 from PIL import Image
 from safetensors.torch import save_file
 from sana_streaming.sana_core.cli import main
@@ -70,6 +72,54 @@ class ProbeTensors:
 NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (ProbeClip, ProbeConditioning, ProbeTensors)}
 """
 
+# A network whose layers all wait outside the device and are patched as they are used, as with --lowvram and --novram.
+OFFLOADED = """
+import importlib.util, json, sys
+from pathlib import Path
+
+comfy_dir, root, folder = sys.argv[1:]
+sys.path.insert(0, comfy_dir)
+sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import comfy.ops, torch
+spec = importlib.util.spec_from_file_location("pack", Path(root) / "__init__.py", submodule_search_locations=[root])
+sys.modules["pack"] = pack = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+from pack.nodes import comfy_host
+from pack.sana_core.weights.dit import load_dit
+from pack.sana_core.weights.lora import LoraChoice, apply_loras, lora_changes
+
+CPU, KIND = torch.device("cpu"), torch.float32
+choice = LoraChoice(Path(folder) / "toy_lora.safetensors", 0.7)
+
+
+@torch.inference_mode()
+def velocity(model):
+    draw, config = torch.Generator().manual_seed(0), model.config
+    x, source = (torch.randn(1, size, 2, 3, 5, generator=draw) for size in (config.in_channels, config.source_channels))
+    context = model.prompt_context(torch.randn(1, 7, config.caption_channels, generator=draw))
+    return model(x, torch.tensor([893]), source, context)[0]
+
+
+results = {}
+for layout in ("fused", "split"):
+    merged, network = (
+        load_dit(Path(folder) / "toy", dtype=KIND, layout=layout, operations=comfy_host.operations(KIND)) for _ in "12"
+    )
+    plain = velocity(merged)
+    apply_loras(merged, [choice])
+    base = comfy_host.patcher(network, CPU, CPU)
+    patched = comfy_host.with_lora(base, lora_changes(network, choice, network.fingerprint)[0])
+    patched.patch_model(device_to=CPU, lowvram_model_memory=1)
+    waiting = sum(bool(getattr(layer, "weight_function", ())) for layer in network.modules())
+    differs = [(velocity(network) - want).abs().max().item() for want in (velocity(merged), plain)]
+    patched.detach()
+    base.patch_model(device_to=CPU)
+    results[layout] = [waiting, *differs, (velocity(network) - plain).abs().max().item()]
+print("RESULTS " + json.dumps(results))
+"""
+
 # ComfyUI's readers of LTX-2 take the number of latent channels and the temporal factor for granted.
 TINY_VAE = VAEConfig(
     block_out_channels=(128, 128, 128),
@@ -112,7 +162,10 @@ def comfy(tmp_path_factory):
     toy = make_toy_bundle(models / "toy")
     lora = lora_files.write_lora(load_dit(toy, layout="split", dtype=torch.float32), models / "toy_lora.safetensors")
     server.put_model(lora, "loras")
-    wide = replace(toy_configs(CAPTION_CHANNELS)["dit"], in_channels=128, source_channels=128)
+    small = toy_configs(CAPTION_CHANNELS)["dit"]
+    large = random_dit(replace(small, hidden_size=2 * small.hidden_size, num_heads=2 * small.num_heads), layout="split")
+    server.put_model(lora_files.write_lora(large, models / "large_lora.safetensors"), "loras")
+    wide = replace(small, in_channels=128, source_channels=128)
     server.put_model(save_dit(random_dit(wide), models / "wide"), "diffusion_models", "wide_toy.safetensors")
     tensors = {k: v.contiguous() for k, v in vae_files.original(random_vae(TINY_VAE, 3).state_dict(), TINY_VAE).items()}
     save_file(tensors, models / "tiny_ltx.safetensors", {"config": json.dumps({"vae": TINY_VAE_CONFIG})})
@@ -156,7 +209,21 @@ def test_a_lora_beside_its_model(comfy, tmp_path):
     with pytest.raises(ComfyError, match="gone.safetensors' is in none of ComfyUI's folders models/loras"):
         comfy.queue(graph)
     with pytest.raises(ComfyError, match="use a LoRA that was made for this model"):
-        comfy.run(workflow("lora", n1__file="nano (built in)", n2__file="nano (built in)"))
+        comfy.run(workflow("lora", n6__file="large_lora.safetensors"))
+
+
+def test_a_lora_on_layers_that_wait_outside_the_device(tmp_path):
+    toy = make_toy_bundle(tmp_path / "toy")
+    lora_files.write_lora(load_dit(toy, layout="split", dtype=torch.float32), tmp_path / "toy_lora.safetensors")
+    python = os.environ.get("COMFY_PYTHON", sys.executable)
+    command = [python, "-c", OFFLOADED, os.environ["COMFY_DIR"], str(ROOT), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for waiting, from_merged, from_plain, left in json.loads(done.stdout.split("RESULTS ")[1]).values():
+        assert waiting > 10
+        assert from_merged < 1e-4
+        assert from_plain > 0.1
+        assert left == 0
 
 
 def test_the_source_outside_a_mask(comfy, tmp_path):
@@ -257,17 +324,23 @@ def test_stops_leave_nothing(comfy):
     """Two Stops and a run: after unloading there are as many bytes of tensors as after a run alone."""
     turn = 0
 
-    def held():
+    def held(at_most):
+        """Bytes after unloading, which a busy ComfyUI comes to when it can."""
         nonlocal turn
-        comfy.free()
-        time.sleep(2)
-        turn += 1
-        entry = comfy.run({"1": {"class_type": "ProbeTensors", "inputs": {"turn": turn}}})
-        return entry["outputs"]["1"]["bytes"][0]
+        for _ in range(10):
+            comfy.free()
+            time.sleep(2)
+            turn += 1
+            entry = comfy.run({"1": {"class_type": "ProbeTensors", "inputs": {"turn": turn}}})
+            (size,) = entry["outputs"]["1"]["bytes"]
+            if size <= at_most:
+                break
+        return size
 
     large = {"n6__width": 256, "n6__height": 256, "n6__max_frames": 57}
     comfy.run(workflow("edit_video", n6__seed=30, **large))
-    before = held()
+    before = held(1_000_000)
+    assert before < 1_000_000
     for seed in (31, 32):
         with comfy.listen() as events:
             prompt = comfy.queue(workflow("edit_video", n6__seed=seed, n6__steps=60, **large))
@@ -277,7 +350,7 @@ def test_stops_leave_nothing(comfy):
             with pytest.raises(ComfyError, match="interrupt"):
                 comfy.wait(prompt)
     comfy.run(workflow("edit_video", n6__seed=33, **large))
-    assert held() <= before + 100_000
+    assert held(before + 100_000) <= before + 100_000
 
 
 def test_wrong_input_gets_a_sentence(comfy):
@@ -285,7 +358,7 @@ def test_wrong_input_gets_a_sentence(comfy):
         comfy.queue(workflow("edit_video", n2__file="download: causal-vae"))
     with pytest.raises(ComfyError, match="the source has 100 frames from start_frame 20 on, the edit has 120"):
         comfy.run(workflow("keep_mask", n6__start_frame=0, n6__max_frames=0))
-    with pytest.raises(ComfyError, match="the latents have 128 channels, this VAE decodes 16; use the VAE"):
+    with pytest.raises(ComfyError, match="16.*; use the VAE that (encoded the source|belongs to the model)"):
         comfy.run(workflow("core_vae", n2__file="toy (random weights)"))
 
 

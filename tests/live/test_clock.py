@@ -130,6 +130,14 @@ def test_one_late_chunk_raises_the_delay_and_it_comes_down_again():
     assert latencies[-1] == pytest.approx(23 * interval + 0.3 + SPARE_FRAMES * interval, abs=2 * interval)
 
 
+def test_a_late_chunk_raises_the_delay_by_what_it_is_late_and_no_more():
+    clock = DelayClock(0.1)
+    clock.chunk_ready(0.0, 4.0, first=True)
+    assert clock.chunk_ready(3.3, 7.0) == pytest.approx(0.3) and clock.delay == 4.0
+    assert clock.chunk_ready(5.7, 10.2) == pytest.approx(-0.5) and clock.delay == pytest.approx(4.5)
+    assert clock.raised == 1
+
+
 def test_a_frame_is_never_shown_before_its_chunk_and_the_delay_jumps_where_it_may():
     clock = DelayClock(0.1, slew=math.inf)
     clock.chunk_ready(0.0, 5.0, first=True)

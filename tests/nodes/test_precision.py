@@ -60,9 +60,13 @@ def clip(host):
 
 @pytest.mark.parametrize("name", ["fp8", "paper-mpq"])
 def test_a_quantized_copy(host, name):
+    import comfy.utils
+
     model = nodes.model()
     before = {key: value.clone() for key, value in model.network.state_dict().items()}
     small, text = apply(model, name)
+    (bar,) = comfy.utils.ProgressBar.made
+    assert bar.values == list(range(bar.total)) and bar.total > NUM_PASSES, "every pass and every layer"
     wanted = by_library(model, preset(name, model.network.config))
     assert same_weights(small.network, wanted)
     assert small.fingerprint == wanted.fingerprint != model.fingerprint
@@ -107,7 +111,7 @@ def test_kernels_stay_as_the_loader_has_them(host):
 def test_speed_is_measured_where_it_is_asked_for(host):
     _, text = apply(nodes.model(), "int8", measure=True)
     (said,) = (line for line in text.splitlines() if line.startswith("speed: "))
-    assert "times as long as unquantized, measured on" in said and "120 tokens" in said
+    assert "times as long as unquantized, measured on" in said and "1920 tokens" in said
 
 
 @pytest.mark.parametrize("kind", ["measured", "projected"])
@@ -120,8 +124,8 @@ def test_speed_of_a_plan_that_was_profiled(host, kind):
     model = nodes.model()
     plan = Plan("auto", {"blocks.0.ffn.in": "int8"}, device="Some GPU", measurements=measured)
     _, text = apply(model, plan=plan)
-    where = {"measured": "Some GPU", "projected": "RTX 5090"}[kind]
-    assert f"matrices take 0.25 times as long as unquantized, of {where}, by the profile of this plan" in text
+    where = {"measured": "measured on Some GPU", "projected": "projected for RTX 5090"}[kind]
+    assert f"matrices take 0.25 times as long as unquantized, {where} by the profile of this plan" in text
     assert "input scales" not in text, "int8 has none"
 
 

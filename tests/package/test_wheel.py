@@ -28,7 +28,12 @@ def test_contents(wheel):
     assert "sana_streaming/sana_core/cli.py" in names
     assert "sana_streaming/kernels/gdn/README.md" in names
     assert "sana_streaming/nodes/__init__.py" in names
-    assert "sana_streaming/workflows/edit_a_video.json" in names
+    page = {f"sana_streaming/sana_core/live/page/{name}" for name in ("index.html", "live.js", "live.css")}
+    assert page <= set(names)
+    for folder in ("workflows", "web", "locales"):
+        files = {f"sana_streaming/{file.relative_to(ROOT)}" for file in (ROOT / folder).rglob("*") if file.is_file()}
+        assert files, folder
+        assert files <= set(names)
     files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "sana_core/nano").rglob("*") if path.is_file()]
     assert {f"sana_streaming/{file}" for file in files} <= set(names)
     assert "sana_core/nano/text_encoder/tokenizer.json" in files

@@ -94,6 +94,24 @@ def test_what_is_kept_is_bounded_and_let_go(model):
     assert len(passes._kinds) == MOST_KINDS
     passes.release()
     assert not passes._kinds and not passes._modulations
+    for kind, kept in ((passes, True), (GraphedPasses(model), False)):
+        before = kind._capture
+        kind.release()
+        assert (kind._capture is before) is kept
+
+
+def test_what_cannot_be_recorded_runs_plainly(model, caplog):
+    tried = []
+
+    def refuse(call):
+        tried.append(call())
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    plain, graphed = Run(Passes(model)), Run(GraphedPasses(model, refuse))
+    for _ in range(6):
+        assert torch.equal(plain.chunk(), graphed.chunk())
+    assert len(tried) == 1
+    assert "without a CUDA graph" in caplog.text
 
 
 def test_the_timestep_is_embedded_once(model, monkeypatch):

@@ -49,6 +49,15 @@ def test_a_steady_chunk_never_waits_for_the_device(model, passes):
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_passes_go_on_after_a_release(model):
+    plain, graphed = DeviceRun(Passes(model)), DeviceRun(GraphedPasses(model))
+    for index in range(10):
+        if index == 6:
+            graphed.passes.release()
+        assert torch.equal(plain.chunk(), graphed.chunk()), index
+    assert any(not isinstance(kind, int) for kind in graphed.passes._kinds.values())
+
+
 def test_graphs_take_no_more_memory_with_every_chunk(model):
     run = DeviceRun(GraphedPasses(model))
     reserved = []

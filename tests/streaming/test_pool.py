@@ -4,6 +4,10 @@ import gc
 
 import pytest
 import torch
+import toys
+from latent_stream import Run
+from sana_streaming.sana_core.streaming.options import StreamOptions
+from sana_streaming.sana_core.streaming.passes import Passes
 from sana_streaming.sana_core.streaming.pool import ALIGNMENT, StatePool
 
 SLOTS = [((3, 5), torch.float32), ((7,), torch.bfloat16), ((2, 2), torch.float64)]
@@ -31,6 +35,17 @@ def test_two_hundred_streams_reserve_one_page():
         page = pool.take(SLOTS, CPU)
         assert not page.tensors[0].any()
         assert pool.reserved_bytes == reserved
+
+
+def test_two_hundred_streams_of_a_network_reserve_one_page():
+    model, pool = toys.networks()[0], StatePool()
+    passes, reserved = Passes(model), set()
+    for seed in range(200):
+        run = Run(passes, StreamOptions(steps=1), seed=seed, pool=pool)
+        run.chunk()
+        del run
+        reserved.add(pool.reserved_bytes)
+    assert len(reserved) == 1 and reserved.pop() > 0
 
 
 def test_pages_in_use_are_never_handed_out_again():

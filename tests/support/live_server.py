@@ -14,9 +14,8 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 def serving(**options):
     """(session, base URL) of a live stream that can be controlled."""
     preview = Preview()
-    with MemorySession(MemorySource(), **options) as session:
-        session._on_shown = preview.offer
-        with ControlServer(session, preview, Access("127.0.0.1", 0, TOKEN)) as server:
-            url, _, fragment = server.url.partition("#")
-            assert fragment == TOKEN
-            yield session, url
+    stream = MemorySession(MemorySource(), on_shown=preview.offer, **options)
+    with stream as session, ControlServer(session, preview, Access("127.0.0.1", 0, TOKEN)) as server:
+        url, _, fragment = server.url.partition("#")
+        assert fragment == TOKEN
+        yield session, url

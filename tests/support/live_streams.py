@@ -12,6 +12,7 @@ import av
 import numpy as np
 import torch
 from sana_streaming.sana_core.live.address import SourceAddress
+from sana_streaming.sana_core.live.player import EditedFrame
 from sana_streaming.sana_core.live.session import LiveSession, LiveSettings
 from sana_streaming.sana_core.live.source import SourceFrame, SourceInfo
 from sana_streaming.sana_core.streaming.chunks import ChunkPlan
@@ -42,7 +43,10 @@ def send(
     target: str, first: int, count: int, rate: int, *, sound: bool = True, stop: threading.Event | None = None
 ) -> None:
     """``count`` numbered frames from ``first`` on, at their time, as MPEG-TS; the sound is `wave`, both from time 0 on."""
-    with av.open(target, "w", format="mpegts", options={"flush_packets": "1"}) as output:
+    with contextlib.ExitStack() as stack:
+        # PyAV would wait for a pipe's reader without letting other threads run.
+        place = stack.enter_context(Path(target).open("wb", buffering=0)) if Path(target).is_fifo() else target
+        output = stack.enter_context(av.open(place, "w", format="mpegts", options={"flush_packets": "1"}))
         video = output.add_stream("libx264", rate=rate)
         video.width = video.height = SIZE
         video.pix_fmt, video.gop_size = "yuv420p", rate
@@ -73,7 +77,7 @@ def sending(*args: object, **options: object) -> Iterator[threading.Thread]:
 
     def work() -> None:
         # Whoever reads from a pipe may go first.
-        with contextlib.suppress(av.error.BrokenPipeError, BrokenPipeError):
+        with contextlib.suppress(av.FFmpegError, OSError):
             send(*args, **options, stop=stop)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -140,7 +144,10 @@ class MemorySource:
 class EchoStream:
     """Stands in for an `EditStream`: gives each chunk back, with its prompt's length in the first channel of every picture."""
 
-    def __init__(self, prompt: str, on_progress: Callable[[Progress], None], seconds: float) -> None:
+    def __init__(
+        self, prompt: str, on_progress: Callable[[Progress], None], seconds: float, editing: threading.Event
+    ) -> None:
+        self.editing = editing
         self.plan, self.prompt = ChunkPlan(None), prompt
         self.on_progress, self.seconds = on_progress, seconds
         self.chunk, self.frames_out, self.waiting = 0, 0, torch.empty(0)
@@ -157,7 +164,9 @@ class EchoStream:
     def _out(self) -> list[EditedChunk]:
         for unit in range(5):
             self.on_progress(Progress(self.chunk, None, "denoise", unit, 5))
+            self.editing.set()
             time.sleep(self.seconds / 5)
+        self.editing.clear()
         pixels, self.waiting = self.waiting, torch.empty(0)
         pixels[:, 0] = (len(self.prompt) + 0.5) / 127.5 - 1
         chunk = EditedChunk(self.chunk, self.frames_out, pixels)
@@ -213,19 +222,28 @@ class MemorySession(LiveSession):
         compare: str = "off",
         prompt: str = "a",
         seconds: float = 0.01,
+        on_shown: Callable[[EditedFrame], None] = lambda frame: None,
     ) -> None:
         self.sink = MemorySink()
         self.streams: list[StreamOptions] = []
         self.states: list = []
+        # Set while a chunk is in the making.
+        self.editing = threading.Event()
         self.error: Exception | None = None
 
         def make_stream(height, width, options, prompt, prompts, on_progress):
             self.streams.append(options)
-            return EchoStream(prompt, on_progress, seconds)
+            return EchoStream(prompt, on_progress, seconds, self.editing)
 
         settings = LiveSettings(prompt, StreamOptions(), late, compare, lambda *size: (SIZE, SIZE))
         super().__init__(
-            source, settings, PlainPrompts(), make_stream, lambda *about: self.sink, on_state=self.states.append
+            source,
+            settings,
+            PlainPrompts(),
+            make_stream,
+            lambda *about: self.sink,
+            on_state=self.states.append,
+            on_shown=on_shown,
         )
         self._thread = threading.Thread(target=self._work, daemon=True)
 

@@ -115,6 +115,8 @@ def errors(case: Case, device: str = "cpu") -> dict[str, float]:
     expected_total = norm_silu_pad_naive(*arguments, **options)[1]
     expected, _ = norm_silu_pad_naive(total, arguments[1], **options | {"branch": None, "bias": None})
     assert padded.is_contiguous(memory_format=torch.channels_last_3d) and padded.dtype == DTYPES[case.dtype]
+    bare, same = norm_silu_pad_triton(*arguments, **options, keep_sum=False, tile=512, **steps)
+    assert bare.equal(padded) and same is arguments[0], "the padded input depends on whether the sum is kept"
     assert all(a is b or a.equal(b) for a, b in zip(arguments, kept, strict=True)), "inputs were changed"
     return {"padded": compare.relative_rms(padded, expected), "sum": compare.relative_rms(total, expected_total)}
 

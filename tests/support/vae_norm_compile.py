@@ -10,15 +10,24 @@ CAPABILITIES = ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
 SIZES = ("num_positions", "num_frames", "height", "width")
 # Channels of the release's layers and the step over them; with and without what there may be.
 CASES = {
-    "first block": (128, {"HAS_BRANCH": False, "HAS_BIAS": False}),
+    "first block": (128, {"HAS_BRANCH": False, "HAS_BIAS": False, "HAS_SUM": False}),
     "block": (128, {}),
     "decoder": (1024, {"BORDER": 1}),
     "widest": (2048, {}),
-    "log-variance": (129, {"HAS_BRANCH": False}),
-    "sampler": (512, {"HAS_BRANCH": False, "HAS_BIAS": False, "NORM": False, "BORDER": 1}),
+    "second of a block": (128, {"HAS_BRANCH": False, "HAS_SUM": False}),
+    "log-variance": (129, {"HAS_BRANCH": False, "HAS_SUM": False}),
+    "sampler": (512, {"HAS_BRANCH": False, "HAS_BIAS": False, "HAS_SUM": False, "NORM": False, "BORDER": 1}),
     "several steps": (8192, {}),
 }
-COMMON = {"HAS_BRANCH": True, "HAS_BIAS": True, "HAS_HISTORY": True, "NORM": True, "BORDER": 0, "LEAD": 2}
+COMMON = {
+    "HAS_BRANCH": True,
+    "HAS_BIAS": True,
+    "HAS_HISTORY": True,
+    "HAS_SUM": True,
+    "NORM": True,
+    "BORDER": 0,
+    "LEAD": 2,
+}
 
 
 def signature(names, channels, constants):
