@@ -27,6 +27,8 @@ from ..paths import check_distinct, check_target
 from ..streaming.edit_stream import EditStream, Progress, check_networks, check_size
 from ..streaming.noise import ChunkNoise
 from ..streaming.options import StreamOptions
+from ..streaming.passes import default_passes
+from ..streaming.pool import StatePool
 from ..streaming.prompt_encoders import PromptEncoder
 from ..video.geometry import bucket_size, similar_size
 from ..weights import nano
@@ -222,7 +224,8 @@ def load_networks(
 
 
 def stream_maker(plan: LivePlan, model: SanaStreamingDiT, vae: CausalVAE) -> MakeStream:
-    """Makes streams of these networks."""
+    """Makes streams of these networks, one after another: memory and recorded passes of one serve the next."""
+    pool, passes = StatePool(), default_passes(model, plan.device)
 
     def make(
         height: int,
@@ -243,6 +246,8 @@ def stream_maker(plan: LivePlan, model: SanaStreamingDiT, vae: CausalVAE) -> Mak
             antialias=plan.antialias,
             options=options,
             on_progress=on_progress,
+            passes=passes,
+            pool=pool,
         )
 
     return make
