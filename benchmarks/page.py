@@ -14,11 +14,10 @@ from typing import Any
 
 from sana_streaming.sana_core.benchmark.registry import BASELINES
 from sana_streaming.sana_core.benchmark.results import read_results
-from sana_streaming.sana_core.benchmark.table import number, skipped, table
+from sana_streaming.sana_core.benchmark.table import number, skipped, table, with_section
 
 ROOT = Path(__file__).parents[1]
 LISTED_ROWS = 4
-END = "<!-- speed: end -->"
 
 
 def main() -> None:
@@ -37,20 +36,8 @@ def update_page(page: Path, results: Path) -> None:
         picture = page.parent / "images" / f"roofline_{slug}.png"
         picture.parent.mkdir(exist_ok=True)
         draw_roofline(values, picture)
-        text = with_section(text, slug, section(values, f"images/{picture.name}"))
+        text = with_section(text, "speed", slug, section(values, f"images/{picture.name}"))
     page.write_text(text, encoding="utf-8", newline="\n")
-
-
-def with_section(text: str, slug: str, body: str) -> str:
-    """``text`` with the device's part replaced, or put before the end marker. ValueError where there is no such marker."""
-    begin, end = f"<!-- speed: {slug} -->", f"<!-- speed: end of {slug} -->"
-    part = f"{begin}\n\n{body}\n{end}\n"
-    if begin in text:
-        before, rest = text.split(begin, 1)
-        return before + part + rest.split(f"{end}\n", 1)[1]
-    if END not in text:
-        raise ValueError(f"the page has no line {END} to put the first section of {slug} before")
-    return text.replace(END, f"{part}\n{END}", 1)
 
 
 def section(values: dict[str, Any], picture: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sana_streaming.sana_core.benchmark.table import with_section
 from sana_streaming.sana_core.config import DiTConfig, read_json
 from sana_streaming.sana_core.precision import chart
 from sana_streaming.sana_core.precision.latency import LatencyTable
@@ -21,7 +22,6 @@ from sana_streaming.sana_core.precision.units import KINDS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "precision.md"
-END = "<!-- precision: end -->"
 # Plans whose formats are drawn block by block.
 MAPPED = ("paper-mpq", "auto", "auto-half", "auto-quarter")
 
@@ -41,20 +41,8 @@ def update_page(page: Path, results: Path) -> None:
         slug, values = file.parent.name, read_json(file)
         images = {kind: f"images/precision_{kind}_{slug}.png" for kind in ("front", "map")}
         draw(values, *(page.parent / image for image in images.values()))
-        text = with_section(text, slug, section(values, images))
+        text = with_section(text, "precision", slug, section(values, images))
     page.write_text(text, encoding="utf-8", newline="\n")
-
-
-def with_section(text: str, slug: str, body: str) -> str:
-    """``text`` with the device's part replaced, or put before the end marker. ValueError where there is no such marker."""
-    begin, end = f"<!-- precision: {slug} -->", f"<!-- precision: end of {slug} -->"
-    part = f"{begin}\n\n{body}\n{end}\n"
-    if begin in text:
-        before, rest = text.split(begin, 1)
-        return before + part + rest.split(f"{end}\n", 1)[1]
-    if END not in text:
-        raise ValueError(f"the page has no line {END} to put the first section of {slug} before")
-    return text.replace(END, f"{part}\n{END}", 1)
 
 
 def section(values: Mapping[str, Any], images: Mapping[str, str]) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ..opaque import operator
+
 Results = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-# A package may be loaded twice in one process, under two names, and one may be a path.
-_LIBRARY = "sana_" + re.sub(r"\W", "_", __name__, flags=re.ASCII)
 _SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor gate, Tensor q_weight, Tensor k_weight, Tensor cos, Tensor sin, "
     "Tensor beta_logits, Tensor rate_logits, Tensor A_log, Tensor dt_bias, Tensor? kv, Tensor? z, "
@@ -31,9 +30,7 @@ def registered(gdn_fused: Callable[..., Any]) -> Callable[..., Results]:
         out, after = gdn_fused(*tensors, memory, norm_eps=norm_eps, eps=eps, implementation=implementation)
         return out, *after
 
-    operator = torch.library.custom_op(f"{_LIBRARY}::gdn_fused", run, mutates_args=(), schema=_SCHEMA)
-    operator.register_fake(_shapes)
-    return operator
+    return operator("gdn_fused", _SCHEMA, run, _shapes)
 
 
 def _shapes(*arguments: Any) -> Results:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-# A package may be loaded twice in one process, under two names, and one may be a path.
-_LIBRARY = "sana_" + re.sub(r"\W", "_", __name__, flags=re.ASCII)
+from ..opaque import operator
+
 _SCHEMA = "(Tensor hidden, Tensor weight, Tensor bias, int rows, int columns, str implementation) -> Tensor"
 
 
@@ -23,9 +22,7 @@ def registered(glu_depthwise: Callable[..., torch.Tensor]) -> Callable[..., torc
         weight, bias, rows, columns, implementation = arguments
         return glu_depthwise(hidden, weight, bias, (rows, columns), implementation=implementation).contiguous()
 
-    operator = torch.library.custom_op(f"{_LIBRARY}::glu_depthwise", run, mutates_args=(), schema=_SCHEMA)
-    operator.register_fake(_shape)
-    return operator
+    return operator("glu_depthwise", _SCHEMA, run, _shape)
 
 
 def _shape(hidden: torch.Tensor, *_: Any) -> torch.Tensor:

@@ -53,3 +53,18 @@ def skipped(results: dict[str, Any]) -> dict[str, list[str]]:
         for name, reason in record["skipped"].items():
             found.setdefault(f"{name}: {reason}", []).append(key)
     return found
+
+
+def with_section(text: str, subject: str, slug: str, body: str) -> str:
+    """A page with the device's part on ``subject`` replaced, or put before the subject's end marker.
+
+    ValueError where there is no such marker.
+    """
+    begin, end, last = f"<!-- {subject}: {slug} -->", f"<!-- {subject}: end of {slug} -->", f"<!-- {subject}: end -->"
+    part = f"{begin}\n\n{body}\n{end}\n"
+    if begin in text:
+        before, rest = text.split(begin, 1)
+        return before + part + rest.split(f"{end}\n", 1)[1]
+    if last not in text:
+        raise ValueError(f"the page has no line {last} to put the first section of {slug} before")
+    return text.replace(last, f"{part}\n{last}", 1)

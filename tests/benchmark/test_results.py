@@ -8,7 +8,7 @@ import pytest
 import torch
 from sana_streaming.sana_core.benchmark.results import Results, check_results, read_results
 from sana_streaming.sana_core.benchmark.sizes import Bench
-from sana_streaming.sana_core.benchmark.table import table
+from sana_streaming.sana_core.benchmark.table import table, with_section
 from sana_streaming.sana_core.cli import main
 from sana_streaming.sana_core.commands import bench as bench_command
 from sana_streaming.sana_core.errors import InputError
@@ -140,12 +140,13 @@ def test_page(file, page_script, tmp_path):
     values["rows"]["chunk@384x640"]["timings"]["eager"]["details"] = stages
     other.write_text(json.dumps(values))
     page = tmp_path / "page.md"
-    page.write_text(f"# Title\n\n{page_script.END}\n\nthe rest\n")
+    end = "<!-- speed: end -->"
+    page.write_text(f"# Title\n\n{end}\n\nthe rest\n")
     page_script.update_page(page, tmp_path / "results")
     text = page.read_text()
-    assert text.startswith("# Title\n") and text.endswith(f"{page_script.END}\n\nthe rest\n")
+    assert text.startswith("# Title\n") and text.endswith(f"{end}\n\nthe rest\n")
     own, gpu = (text.index(f"<!-- speed: {slug} -->") for slug in ("cpu", "some-gpu"))
-    assert own < gpu < text.index(page_script.END)
+    assert own < gpu < text.index(end)
     assert "Some GPU" not in text[:gpu] and "Some GPU" in text[gpu:]
     assert table(values) in text[gpu:]
     assert "no compiler (gdn@704x1280, chunk@384x640)" in text
@@ -160,11 +161,11 @@ def test_page(file, page_script, tmp_path):
 
 def test_the_page_of_the_repository_is_up_to_date(page_script):
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert page_script.END in text
+    assert "<!-- speed: end -->" in text
     for path in sorted((ROOT / "benchmarks" / "results").glob("*/bench.json")):
         slug = path.parent.name
         body = page_script.section(read_results(path), f"images/roofline_{slug}.png")
-        assert page_script.with_section(text, slug, body) == text
+        assert with_section(text, "speed", slug, body) == text
         assert (ROOT / "docs" / "images" / f"roofline_{slug}.png").is_file()
 
 
