@@ -11,12 +11,15 @@ from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sana_streaming.sana_core.benchmark.results import device_slug, header
 from sana_streaming.sana_core.video.reader import VideoReader, probe
 from sana_streaming.sana_core.video.writer import VideoWriter
 
 RESULTS = Path(__file__).parent / "results"
+# Where the tests keep comfy_server and comfy_graphs, so that there is one way to start a ComfyUI.
+TEST_SUPPORT = str(Path(__file__).parents[1] / "tests" / "support")
 
 
 def sample_clip(name: str) -> Path:
@@ -38,6 +41,11 @@ def looped_clip(target: Path, source: Path, num_frames: int) -> Path:
         for first in range(0, num_frames, len(there_and_back)):
             writer.write(there_and_back[: num_frames - first])
     return target
+
+
+def slope_per_chunk(resident: list[int], first: int, last: int) -> float:
+    """Bytes that memory grows by with a chunk: the straight line through what was read after chunks ``first`` to ``last``."""
+    return float(np.polyfit(np.arange(first, last + 1), resident[first : last + 1], 1)[0])
 
 
 def write_result(name: str, device: torch.device, result: dict[str, Any]) -> Path:

@@ -16,10 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
-from common import looped_clip, sample_clip, write_result
+from common import looped_clip, sample_clip, slope_per_chunk, write_result
 from sana_streaming.sana_core.edit_file import FileEdit, FileJob
 from sana_streaming.sana_core.models.text_encoder import GemmaTextEncoder
 from sana_streaming.sana_core.streaming.edit_stream import EditStream
@@ -78,13 +77,12 @@ def measure(folder: Path, chunks: int, height: int, width: int) -> dict:
             state_bytes[str(chunk.index)] = stream.state.nbytes - held
 
     report = FileEdit(stream, FileJob(frames, folder / "out.mp4"), on_chunk).run()
-    slope = float(np.polyfit(np.arange(FIRST, LAST + 1), resident[FIRST : LAST + 1], 1)[0])
     return {
         "size": [height, width],
         "allocator": ALLOCATOR,
         "frames": report.frames_written,
         "chunks": report.chunks,
-        "slope_bytes_per_chunk": slope,
+        "slope_bytes_per_chunk": slope_per_chunk(resident, FIRST, LAST),
         "slope_over_chunks": [FIRST, LAST],
         "state_bytes": state_bytes,
         "resident_bytes": resident,

@@ -4,6 +4,9 @@
 
 Edits a real clip with the built-in model in a new process whose cache of prompts is empty, and writes
 benchmarks/results/cpu/startup.json: seconds since the process was started, and the same in lengths of the clip.
+
+Where COMFY_DIR and COMFY_PYTHON name a ComfyUI, it is started a few times around this checkout, and what its log says that
+loading the pack took is written too, in seconds and as a share of the whole start.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +25,8 @@ from typing import Any
 
 CLIP, PROMPT = "bikes.mp4", "make it a warm sunset"
 CHILD = "--child"
+COMFY_STARTS = 5
+IMPORT = re.compile(r"([0-9.]+) seconds: .*custom_nodes/sana-streaming")
 
 
 def main() -> None:
@@ -31,7 +38,10 @@ def main() -> None:
     import torch
     from common import write_result
 
-    print(write_result("startup", torch.device("cpu"), measure(options.frames, options.steps)))
+    result = measure(options.frames, options.steps)
+    if os.environ.get("COMFY_DIR"):
+        result["comfyui"] = measure_comfyui()
+    print(write_result("startup", torch.device("cpu"), result))
 
 
 def measure(frames: int, steps: int) -> dict[str, Any]:
@@ -65,6 +75,30 @@ def measure(frames: int, steps: int) -> dict[str, Any]:
         "clip_lengths_since_start": {stage: round(seconds / length, 2) for stage, seconds in since.items()},
         "seconds_of_stages": {stage: round(seconds, 2) for stage, seconds in report["seconds"].items()},
         "peak_memory": report["peak_memory"],
+    }
+
+
+def measure_comfyui() -> dict[str, Any]:
+    """Median seconds that ComfyUI's log gives for the pack, which it rounds to tenths, and until the server answers."""
+    from common import TEST_SUPPORT
+
+    sys.path.insert(0, TEST_SUPPORT)
+    from comfy_server import ComfyServer
+
+    loading, starting = [], []
+    for _ in range(COMFY_STARTS):
+        with tempfile.TemporaryDirectory() as name:
+            began = time.monotonic()
+            with ComfyServer(Path(name)) as comfy:
+                starting.append(time.monotonic() - began)
+                log = comfy.log()
+        loading.append(float(next(found[1] for line in log.splitlines() if (found := IMPORT.search(line)))))
+    pack, start = statistics.median(loading), statistics.median(starting)
+    return {
+        "starts": COMFY_STARTS,
+        "pack_seconds": pack,
+        "start_seconds": round(start, 2),
+        "pack_share": round(pack / start, 3),
     }
 
 
