@@ -26,8 +26,9 @@ from .networks import NANO, chunk_work, model_variants, pixel_frames, vae_work
 from .registry import Case, Row, Samples, Variant
 from .sizes import Bench, Size
 
-# The window is full from the third chunk on, which still warms up what depends on that shape; then all cost the same.
-WARM_CHUNKS = 3
+# The window is full from the third chunk on, which still warms up what depends on that shape; the fourth is recorded where
+# there are CUDA graphs. Then all cost the same.
+WARM_CHUNKS = 4
 TIMED_CHUNKS = {"cuda": 8, "cpu": 4}
 FRAME_RATE = Fraction(24)
 # Stages that are the device's; the sum of their times is that of a stream in which nothing runs beside anything.
@@ -97,31 +98,51 @@ def measure(
 
 def _timed(stream: EditStream, pictures: torch.Tensor, chunks: int) -> Samples:
     """Seconds between chunks in the file, of ``chunks`` of them after those that warm up."""
-    walls: list[float] = []
-    before: list[dict[str, float]] = []
-    calls: list[dict[str, int]] = []
-
-    def on_chunk(chunk: EditedChunk, report: FileReport) -> None:
-        walls.append(report.wall_seconds)
-        if len(walls) == WARM_CHUNKS:
-            # Makes the host wait, here alone, and the first timed chunk no shorter.
-            before.append({**report.seconds, **stream.seconds})
-            calls.append(stream.calls)
-
+    watch = WarmedStages(stream)
     with tempfile.TemporaryDirectory() as folder:
         job = FileJob(PictureFrames(pictures, FRAME_RATE), Path(folder) / "out.mp4")
-        report = FileEdit(stream, job, on_chunk).run()
-    seconds = [after - previous for previous, after in itertools.pairwise(walls[WARM_CHUNKS - 1 :])][:chunks]
-    later = {stage: stream.calls[stage] - count for stage, count in calls[0].items()}
-    spent = {stage: report.seconds[stage] - before[0].get(stage, 0.0) for stage in report.seconds}
-    written = len(walls) - WARM_CHUNKS
-    stages = {stage: value / _chunks(stage, later, written) for stage, value in spent.items()}
-    return Samples(seconds, _details(report, stages, statistics.median(seconds)))
+        report = FileEdit(stream, job, watch.on_chunk).run()
+    seconds = watch.intervals[:chunks]
+    return Samples(seconds, _details(report, watch.seconds_per_chunk(report), statistics.median(seconds)))
 
 
-def _chunks(stage: str, calls: dict[str, int], written: int) -> float:
-    """Of how many chunks a stage's time is: with overlap other stages are ahead of the file."""
-    return calls[stage] if stage in ("encode", "denoise", "decode") else written
+class WarmedStages:
+    """The times of a stream's chunks but for the first :data:`WARM_CHUNKS`, in which kernels are compiled and graphs recorded.
+
+    :meth:`on_chunk` is for :class:`FileEdit`. Of a shorter stream all chunks count.
+    """
+
+    def __init__(self, stream: EditStream) -> None:
+        self._stream = stream
+        self._walls: list[float] = []
+        self._warm = 0
+        self._seconds: dict[str, float] = {}
+        self._calls: dict[str, int] = {}
+
+    def on_chunk(self, chunk: EditedChunk, report: FileReport) -> None:
+        self._walls.append(report.wall_seconds)
+        if len(self._walls) == WARM_CHUNKS:
+            # Makes the host wait, here alone, and the first timed chunk no shorter.
+            self._warm = WARM_CHUNKS
+            self._seconds = {**report.seconds, **self._stream.seconds}
+            self._calls = dict(self._stream.calls)
+
+    @property
+    def intervals(self) -> list[float]:
+        """Seconds from each chunk in the file to the next; that to the first where there is one alone."""
+        walls = self._walls[max(0, self._warm - 1) :]
+        return [after - before for before, after in itertools.pairwise(walls)] or walls
+
+    def seconds_per_chunk(self, report: FileReport) -> dict[str, float]:
+        """Of each stage, once the stream has ended."""
+        written = len(self._walls) - self._warm
+        found = {}
+        for stage, seconds in report.seconds.items():
+            # With overlap these are ahead of the file.
+            own = stage in ("encode", "denoise", "decode")
+            chunks = self._stream.calls[stage] - self._calls.get(stage, 0) if own else written
+            found[stage] = (seconds - self._seconds.get(stage, 0.0)) / max(1, chunks)
+        return found
 
 
 def _details(report: FileReport, stages: dict[str, float], wall: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from .cuda_graph import record
 from .vae_layers import Carry, VAEState
 
 logger = logging.getLogger(__name__)
@@ -46,19 +47,8 @@ class CudaRecording:
     def __init__(self, function: Callable[[], Tensor], device: torch.device) -> None:
         self._device = device
         self._done = torch.cuda.Event()
-        self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(device):
-            stream = torch.cuda.Stream(device)
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                function()
-            torch.cuda.current_stream(device).wait_stream(stream)
-            # Other threads may go on using the GPU.
-            with (
-                _chosen_algorithms(),
-                torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
-            ):
-                self.output = function()
+            self._graph, self.output = record(function, torch.cuda.Stream(device))
 
     def replay(self) -> None:
         self._graph.replay()
@@ -69,17 +59,6 @@ class CudaRecording:
         stream.wait_event(self._done)
         yield
         self._done.record(stream)
-
-
-@contextmanager
-def _chosen_algorithms() -> Iterator[None]:
-    """cuDNN times no algorithms, which it cannot during a capture, whatever the process has set."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 class _InPlace(Carry):

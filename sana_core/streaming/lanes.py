@@ -106,8 +106,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """``tensor`` on ``device``, copied from host memory without making the host wait."""
     if device.type != "cuda":
         return tensor.to(device)
-    if tensor.device.type == "cpu" and not tensor.is_pinned():
-        tensor = tensor.pin_memory()
+    if tensor.device.type == "cpu" and not (tensor.is_pinned() and tensor.is_contiguous()):
+        # From scattered memory CUDA copies by way of memory that is not pinned, and the host would wait.
+        tensor = tensor.contiguous().pin_memory()
     return tensor.to(device, non_blocking=True)
 
 

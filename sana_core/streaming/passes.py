@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..models.attention import Window
+from ..models.cuda_graph import record
 from ..models.dit import BlockState, Modulation, PromptContext, SanaStreamingDiT
 from ..models.rope import Rotary
 
@@ -166,15 +167,8 @@ class CudaCapture:
     def __call__(self, call: Call) -> tuple[Callable[[], None], Result]:
         # A stream of its own: that of torch.cuda.graph is of the GPU on which the process captured first, and memory of a
         # pool is used again within one stream alone.
-        side = self._stream = self._stream or torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may take pinned memory meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
-            result = call()
+        self._stream = self._stream or torch.cuda.Stream()
+        graph, result = record(call, self._stream, self._pool)
         self._pool = self._pool or graph.pool()
         return graph.replay, result
 

@@ -69,7 +69,7 @@ def random_vae(
     vae = CausalVAE(config, device=device, dtype=dtype)
     randomize(vae, seed)
     vae.fingerprint = fingerprint(vae.state_dict())
-    return vae.eval().requires_grad_(False)
+    return vae.eval().requires_grad_(False).arrange()
 
 
 class RandomPrompts:

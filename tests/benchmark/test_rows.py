@@ -6,7 +6,7 @@ import pytest
 import torch
 from compare import relative_rms
 from sana_streaming.kernels.gdn import Implementation, gdn
-from sana_streaming.sana_core.benchmark import operators, released
+from sana_streaming.sana_core.benchmark import networks, operators, released
 from sana_streaming.sana_core.benchmark.end_to_end import TIMED_CHUNKS
 from sana_streaming.sana_core.benchmark.measure import measure_case, run_rows
 from sana_streaming.sana_core.benchmark.registry import BASELINES, Case, Row, Variant, all_rows, chosen
@@ -15,6 +15,7 @@ from sana_streaming.sana_core.benchmark.sizes import SIZES, Bench, Size
 from sana_streaming.sana_core.benchmark.timing import Ceilings, Timing, time_in_turns
 from sana_streaming.sana_core.errors import InputError
 from sana_streaming.sana_core.models.attention import GDNAttention
+from sana_streaming.sana_core.streaming.passes import PLAIN_CALLS
 from sana_streaming.sana_core.weights.random_init import random_dit, toy_configs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -202,3 +203,12 @@ def test_an_interrupted_run_keeps_its_finished_rows(bench, tmp_path):
 
 def test_baselines_are_explained():
     assert {"released", "compiled", "fla", "naive"} == set(BASELINES)
+
+
+def test_a_graph_is_recorded_before_it_is_timed():
+    calls = []
+    run = networks._recorded_first(lambda: calls.append(1))
+    run()
+    assert len(calls) == PLAIN_CALLS + 1
+    run()
+    assert len(calls) == PLAIN_CALLS + 2

@@ -18,7 +18,7 @@ CASES = [(direction, dtype) for direction in ("encode", "decode") for dtype in T
 
 
 def network(dtype, graphs):
-    vae: CausalVAE = random_vae(SMALL, device="cuda", dtype=dtype).arrange()
+    vae: CausalVAE = random_vae(SMALL, device="cuda", dtype=dtype)
     if graphs:
         vae.use_graphs(num_latents=LATENTS)
     return vae

@@ -118,8 +118,8 @@ def test_the_host_waits_for_nothing_within_a_chunk(networks, clip, overlap):
     pinned = clip.pin_memory()
     out = [chunk.to_host() for chunk in editor.push(pinned[: 33 + 72])]
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         out += [chunk.to_host() for chunk in editor.push(pinned[33 + 72 : 33 + 120])]
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -6,6 +6,7 @@ import toys
 from latent_stream import Run
 from sana_streaming.sana_core.streaming.options import StreamOptions
 from sana_streaming.sana_core.streaming.passes import GraphedPasses, Passes
+from sana_streaming.sana_core.weights.random_init import random_dit
 
 pytestmark = pytest.mark.cuda
 if not torch.cuda.is_available():
@@ -14,7 +15,7 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="module")
 def model():
-    return toys.networks()[0].to("cuda")
+    return random_dit(toys.CONFIGS["dit"], device="cuda")
 
 
 class DeviceRun(Run):
@@ -42,8 +43,8 @@ def test_a_steady_chunk_never_waits_for_the_device(model, passes):
     for _ in range(5):
         run.chunk()
     inputs = run.inputs()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         run.chunk(inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -19,7 +19,7 @@ HEADS = 2
 OPTIONS = {"norm_eps": 1e-2, "eps": 1e-3}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Largest RMS of the difference over RMS of the truth.
-TOLERANCES = {"float32": 1e-5, "float16": 0.005, "bfloat16": 0.005}
+TOLERANCES = {"float32": 1e-5, "float16": 0.005, "bfloat16": 0.006}
 DIMS, TOKENS, FRAMES, BATCHES = (16, 32, 64, 112, 128), (1, 20, 63, 880), (1, 2, 3, 5), (1, 2)
 
 
