@@ -48,9 +48,9 @@ def slope_per_chunk(resident: list[int], first: int, last: int) -> float:
     return float(np.polyfit(np.arange(first, last + 1), resident[first : last + 1], 1)[0])
 
 
-def write_result(name: str, device: torch.device, result: dict[str, Any]) -> Path:
-    """Adds device, versions and date, and writes ``results/<device>/<name>.json``."""
-    path = RESULTS / device_slug(device) / f"{name}.json"
+def write_result(name: str, device: torch.device, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Adds device, versions and date, and writes ``<folder>/<device>/<name>.json``."""
+    path = folder / device_slug(device) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**header(device), **result}, indent=2) + "\n", encoding="utf-8")
     return path

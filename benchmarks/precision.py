@@ -1,12 +1,13 @@
 """Number formats measured: latencies, errors of every matrix, the front of the best plans, and plans beside each other.
 
-    python benchmarks/precision.py [--device cuda] [--size nano|2b|toy] [--journal FILE] [--minutes N]
+    python benchmarks/precision.py [--device cuda] [--size nano|2b|toy] [--out FOLDER] [--journal FILE] [--minutes N]
 
 nano (default on a CPU) is the trained network: latencies are projected for an RTX 5090 with each block as one of the 2B
 network, and plans edit held-out clips. 2b (default on a GPU) has random weights, so its errors say nothing of the released
 network's; latencies and passes are measured. toy is 2b at a size for a CPU. Writes benchmarks/results/<device>/precision.json
-(toy: out/precision_toy.json) and brings docs/precision.md up to date. A run that was cut short, or stopped by --minutes, goes
-on from its journal.
+(toy: out/precision_toy.json) and brings docs/precision.md up to date. With --out results and journal go into a folder, and the
+page stays as it is: for a borrowed machine, whose results are copied here before benchmarks/precision_page.py runs. A run that
+was cut short, or stopped by --minutes, goes on from its journal.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import precision_page
 import torch
 from common import RESULTS, write_result
-from sana_streaming.sana_core.benchmark.results import device_slug
+from sana_streaming.sana_core.benchmark.results import device_slug, header
 from sana_streaming.sana_core.benchmark.sizes import Bench
 from sana_streaming.sana_core.commands.edit_networks import pick_device
 from sana_streaming.sana_core.config import DiTConfig
@@ -49,6 +50,8 @@ from sana_streaming.sana_core.precision.profile import (
     decibels,
 )
 from sana_streaming.sana_core.precision.reference import CalibrationClip
+from sana_streaming.sana_core.precision.report import unit_bytes
+from sana_streaming.sana_core.streaming.chunks import CHUNK_LATENTS
 from sana_streaming.sana_core.streaming.options import StreamOptions
 from sana_streaming.sana_core.weights import nano
 from sana_streaming.sana_core.weights.dit import load_dit
@@ -95,13 +98,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", choices=("nano", "2b", "toy"))
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
     parser.add_argument("--journal", type=Path)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     options = parser.parse_args()
     device = pick_device(options.device)
     size = options.size or ("nano" if device.type == "cpu" else "2b")
-    journal = options.journal or ROOT / "out" / f"precision_{device_slug(device)}_{size}.json"
-    journal.parent.mkdir(parents=True, exist_ok=True)
+    out = options.out or ROOT / "out"
+    journal = options.journal or out / f"precision_{device_slug(device)}_{size}.json"
+    for folder in (out, journal.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     run = run_nano if size == "nano" else run_random
     try:
         result = {"size": size, **run(device, size, journal, Teller(options.minutes))}
@@ -109,10 +115,11 @@ def main() -> int:
         print(f"stopped; run again to go on from {journal}", file=sys.stderr)
         return 1
     if size == "toy":
-        (ROOT / "out" / "precision_toy.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        (out / "precision_toy.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     else:
-        print(write_result("precision", device, result))
-        precision_page.update_page(precision_page.PAGE, RESULTS)
+        print(write_result("precision", device, result, options.out or RESULTS))
+        if options.out is None:
+            precision_page.update_page(precision_page.PAGE, RESULTS)
     print("\n".join(precision_page.plan_table(result)))
     return 0
 
@@ -130,12 +137,13 @@ def run_nano(device: torch.device, size: str, journal: Path, tell: Teller) -> di
         model, clips, ProfileSettings(latency="projected", sizes="2b"), journal=journal, on_progress=tell
     )
     found, plans = profiled(profiler)
-    del found["chosen"]
+    del found["amax"]
     where = (HELD_OUT["height"], HELD_OUT["width"])
     numbers = chosen_clips(HELD_OUT["clips"])
     samples = held_out(numbers, HELD_OUT["frames"], *where)
     editor = StreamEditor(model, vae, text, height=where[0], width=where[1], options=StreamOptions())
-    identity = {**profiler.journal.identity, "held_out": HELD_OUT, "edits": EDITS}
+    machine = {name: value for name, value in header(device).items() if name != "date"}
+    identity = {**profiler.journal.identity, **machine, "held_out": HELD_OUT, "edits": EDITS}
     rows = compare_plans(
         editor,
         plans,
@@ -162,21 +170,25 @@ def run_random(device: torch.device, size: str, journal: Path, tell: Teller) -> 
     source = bench.random(1, config.source_channels, LATENTS, *grid, dtype=torch.float32)
     clips = [CalibrationClip("random latents", source, text.encode("random"))]
     fast = tuple(name for name in QUANTIZED if is_fast(name, model, device))
-    settings = ProfileSettings(formats=fast or QUANTIZED[:2], seconds=0.5 if size == "2b" else 0.01)
-    profiler = Profiler(model, clips, settings, journal=journal, places=("late",), on_progress=tell)
+    settings = ProfileSettings(
+        formats=fast or QUANTIZED[:2],
+        seconds=0.5 if size == "2b" else 0.01,
+        tokens=CHUNK_LATENTS * grid[0] * grid[1],
+    )
+    # The errors of random weights say nothing; TF32 makes them quick.
+    profiler = Profiler(model, clips, settings, journal=journal, places=("late",), tf32=True, on_progress=tell)
     found, plans = profiled(profiler)
     tell.say("passes")
     presets = {name: preset(name, config) for name in preset_names()}
-    amax = found.pop("chosen")
     plans = {UNQUANTIZED: Plan(UNQUANTIZED, {}), **presets, **plans}
-    calibrated = {name: dataclasses.replace(plan, input_amax=_known(plan, amax)) for name, plan in plans.items()}
+    amax = found.pop("amax")
+    calibrated = {name: plan.with_amax(amax) for name, plan in plans.items()}
     times = pass_times(model, calibrated, profiler.reference(), seconds=2.0 if size == "2b" else 0.05)
-    rows = {name: {**found["plans"].get(name, {}), "pass": dataclasses.asdict(time)} for name, time in times.items()}
-    return found | {"grid": grid, "plans": rows, "not_fast": [name for name in QUANTIZED if name not in fast]}
-
-
-def _known(plan: Plan, amax: dict[str, float]) -> dict[str, float]:
-    return {name: amax[name] for name in plan.formats}
+    rows = {
+        name: {**_plan_values(plan, config), **found["plans"].get(name, {}), "pass": dataclasses.asdict(times[name])}
+        for name, plan in plans.items()
+    }
+    return found | {"grid": grid, "plans": rows}
 
 
 def is_fast(name: str, model: SanaStreamingDiT, device: torch.device) -> bool:
@@ -197,13 +209,17 @@ def profiled(profiler: Profiler) -> tuple[dict[str, Any], dict[str, Plan]]:
     front = profiler.check(profile, profile.front(also=list(chosen.values())))
     found = {
         "model": profile.fingerprint,
-        "identity": {key: profiler.journal.identity[key] for key in ("clip_count", "places", "tokens", "settings")},
+        "identity": {
+            **{key: profiler.journal.identity[key] for key in ("clip_count", "places", "tf32", "comfy_kitchen")},
+            "tokens": profile.table.tokens,
+            "settings": dataclasses.asdict(profile.settings),
+        },
         "latency": profile.table.to_dict(),
         "errors": profile.errors,
         "floor": profiler.floor(),
         "front": [_values(profile, point) for point in front],
         "plans": {point.name: _values(profile, point) | _parts(profiler, profile, point) for point in checked},
-        "chosen": profile.amax,
+        "amax": profile.amax,
     }
     plans = {point.name: profile.plan(point, point.name) for point in checked if point.formats}
     return found, plans
@@ -216,15 +232,22 @@ def _parts(profiler: Profiler, profile: Profile, point: Point) -> dict[str, Any]
 
 
 def _values(profile: Profile, point: Point) -> dict[str, Any]:
-    """A point for JSON; formats as plans have them in files."""
+    """A point for JSON."""
     return {
-        "formats": Plan(point.name, point.formats).to_dict()["formats"],
+        **_plan_values(Plan(point.name, point.formats), profile.config),
         "latency_ms": point.latency,
         "error": point.error,
         "noise_power": point.noise,
         "sqnr_db": None if not point.formats else decibels(point.noise or 0.0),
-        "unit_bytes": point.num_bytes,
-        "blocks": profile.config.depth,
+    }
+
+
+def _plan_values(plan: Plan, config: DiTConfig) -> dict[str, Any]:
+    """What needs no measurement; formats as plans have them in files."""
+    return {
+        "formats": plan.to_dict()["formats"],
+        "unit_bytes": unit_bytes(plan, config),
+        "blocks": config.depth,
     }
 
 

@@ -40,7 +40,8 @@ def update_page(page: Path, results: Path) -> None:
     for file in sorted(results.glob("*/precision.json")):
         slug, values = file.parent.name, read_json(file)
         images = {kind: f"images/precision_{kind}_{slug}.png" for kind in ("front", "map")}
-        draw(values, *(page.parent / image for image in images.values()))
+        drawn = draw(values, *(page.parent / image for image in images.values()))
+        images = {kind: image for kind, image in images.items() if page.parent / image in drawn}
         text = with_section(text, "precision", slug, section(values, images))
     page.write_text(text, encoding="utf-8", newline="\n")
 
@@ -49,7 +50,9 @@ def section(values: Mapping[str, Any], images: Mapping[str, str]) -> str:
     """Markdown of a device: what was run on what, the table, the pictures, the latencies."""
     lines = [f"### {values['size']} on {values['device']}", "", *provenance(values), "", *plan_table(values), ""]
     lines += [*findings(values), ""]
-    lines += [f"![Front of the best plans]({images['front']})", "", f"![Formats by block]({images['map']})", ""]
+    captions = {"front": "Front of the best plans", "map": "Formats by block"}
+    for kind, image in images.items():
+        lines += [f"![{captions[kind]}]({image})", ""]
     lines += [*kind_table(values), "", *part_table(values), "", *latency_table(values), ""]
     return "\n".join(lines)
 
@@ -65,9 +68,12 @@ def provenance(values: Mapping[str, Any]) -> list[str]:
             f"bytes per second, each block with the matrices of the 2B network's ({identity['tokens']} tokens)."
         )
     else:
-        lines.append(f"Latency is measured on this device in {source['dtype']}: {source['how']}.")
+        lines.append(
+            f"Latency is measured on this device in {source['dtype']}, {identity['tokens']} tokens: {source['how']}."
+        )
     clips, places = identity["clip_count"], ", ".join(identity["places"])
-    lines.append(f"Errors: {clips} calibration clips, chunks {places}, all steps, against float32.")
+    against = "float32 with TF32 products" if identity.get("tf32") else "float32"
+    lines.append(f"Errors: {clips} calibration clip{'s'[: clips > 1]}, chunks {places}, all steps, against {against}.")
     if held := values.get("held_out"):
         lines.append(
             f"Free runs: {held['clips']} held-out clips ({', '.join(held['names'])}), {', '.join(held['edits'])}, "
@@ -99,12 +105,12 @@ def findings(values: Mapping[str, Any]) -> list[str]:
         f"- bfloat16's own rounding gives {decibels(floor):.1f} dB against float32: no plan has to be better than that, and "
         "what the front shows beyond it is arithmetic."
     ]
-    chosen, bar = plans.get("auto"), plans.get("fp8", {})
-    if chosen and bar.get("latency_ms"):
+    timed = {name: row["latency_ms"] for name, row in plans.items() if row.get("latency_ms") is not None}
+    if timed.keys() >= {"auto", "fp8"}:
+        published = f" and paper-mpq {timed['paper-mpq']:.2f}" if "paper-mpq" in timed else ""
         lines.append(
-            f"- auto, the fastest plan that errs no more than uniform fp8, takes {chosen['latency_ms']:.2f} ms where fp8 takes "
-            f"{bar['latency_ms']:.2f} and paper-mpq {plans['paper-mpq']['latency_ms']:.2f} "
-            f"({values['latency']['source']['kind']})."
+            f"- auto, the fastest plan that errs no more than uniform fp8, takes {timed['auto']:.2f} ms where fp8 takes "
+            f"{timed['fp8']:.2f}{published} ({values['latency']['source']['kind']})."
         )
     if free := plans[UNQUANTIZED].get("free_run"):
         lost = {name: free["edit_psnr"] - plans[name]["free_run"]["edit_psnr"] for name in plans if name != UNQUANTIZED}
@@ -200,24 +206,31 @@ def _entry(entry: Mapping[str, Any] | None) -> str:
     return f"{entry['linear']:.3f}" + ("" if entry["road"] == "fast" else " (dequantized)")
 
 
-def draw(values: Mapping[str, Any], front: Path, blocks: Path) -> None:
-    """The front with all plans marked, and the formats of some plans block by block."""
+def draw(values: Mapping[str, Any], front: Path, blocks: Path) -> list[Path]:
+    """The front with all plans marked, and the formats of some plans block by block if there are any; what was drawn."""
     front.parent.mkdir(exist_ok=True)
     table = LatencyTable.from_dict(values["latency"])
     marked = [_point(name, row) for name, row in values["plans"].items() if row.get("latency_ms") is not None]
     points = [_point("front", row) for row in values["front"]]
     title = f"{values['size']}: the best plans, and others"
     chart.save(chart.front_figure(table, points, marked, values["floor"], title), front)
+    mapped = {name: _formats(row) for name in MAPPED if "formats" in (row := values["plans"].get(name, {}))}
+    if not mapped:
+        return [front]
     # Only the number of blocks matters.
     config = DiTConfig(depth=values["plans"][UNQUANTIZED]["blocks"], softmax_layers=(0,))
-    mapped = {name: _point(name, values["plans"][name]).formats for name in MAPPED if name in values["plans"]}
     chart.save(chart.map_figure(config, mapped), blocks)
+    return [front, blocks]
 
 
 def _point(name: str, row: Mapping[str, Any]) -> Point:
-    listed = {"format": "sana-streaming-precision", "version": 1, "name": name, "formats": row["formats"]}
-    formats = Plan.from_dict(listed).formats
-    return Point(name, formats, row["latency_ms"], row["error"], row["unit_bytes"], row["noise_power"])
+    return Point(name, _formats(row), row["latency_ms"], row["error"], row["unit_bytes"], row["noise_power"])
+
+
+def _formats(row: Mapping[str, Any]) -> Mapping[str, str]:
+    """By unit."""
+    listed = {"format": "sana-streaming-precision", "version": 1, "name": "row", "formats": row["formats"]}
+    return Plan.from_dict(listed).formats
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from ..sana_core.video.geometry import pixels_to_image, pixels_to_uint8
 from ..sana_core.video.reader import closest_rate
 from ..sana_core.video.writer import VideoWriter
 from . import comfy_host
-from .frames import DEFAULT_RATE, sound_file
+from .frames import DEFAULT_RATE, sound_file, spare_sound
 from .latents import check_space, check_whole, from_latent
 from .sockets import VAE, LoadedVAE, State
 from .steering import tiles_input
@@ -173,7 +173,9 @@ class SanaStreamingDecodeVideo(io.ComfyNode):
                 written = _write(run, writer)
         left = run.decoder.held_frames(run.state.decoder)
         waiting = f"; {left} wait in the state for the next part" if left else ""
-        comfy_host.show_text(cls, f"{written} frames{waiting}\n{decoder_text(vae)}")
+        spare = spare_sound(audio, run.stretch.start + written / rate) if run.stretch.is_last else ""
+        lines = [f"{written} frames{waiting}", decoder_text(vae), *([spare] if spare else [])]
+        comfy_host.show_text(cls, "\n".join(lines))
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), run.state.to(comfy_host.result_device()))
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import InputImpl, io
 
 from ..sana_core.edit_file import FileEdit, FileJob, FileReport
-from ..sana_core.streaming.chunks import ChunkPlan
-from ..sana_core.streaming.edit_stream import EditedChunk, EditStream, check_networks, check_size
-from ..sana_core.streaming.memory import stream_memory
+from ..sana_core.errors import InputError
+from ..sana_core.streaming.edit_stream import EditedChunk
 from ..sana_core.streaming.options import StreamOptions
 from ..sana_core.streaming.prompt_schedule import check_frame_prompts
 from ..sana_core.video.colour import ColourMatch
@@ -20,14 +21,17 @@ from ..sana_core.video.reader import closest_rate
 from ..sana_core.video.writer import VideoWriter
 from . import comfy_host
 from .decode import decoder_text, released_if_stopped
+from .editor import Editor
 from .frames import open_clip
 from .graphs import graph_input, passes_of
 from .live import BESIDE, EDIT, SmallSource, progress_text, report_text
-from .prompt import Prompts, connected_prompts
+from .live_recording import LiveJob, record
+from .live_source import check_one_source, check_unused, live_address, live_inputs
+from .prompt import connected_prompts
 from .sampler import sampling_inputs
 from .sockets import VAE, LoadedModel, LoadedVAE, Model
 from .steering import footage_inputs, steering_inputs
-from .video import MEMORY_KNOBS, crf_input, fps_input, range_inputs, size_inputs, video_input
+from .video import MEMORY_KNOBS, crf_input, fps_input, offered_size, range_inputs, size_inputs, video_input
 
 DEMO_RATE = Fraction(24)
 NO_COMPARISON = "off"
@@ -40,16 +44,29 @@ class SanaStreamingEditVideo(io.ComfyNode):
             node_id="SanaStreamingEditVideo",
             display_name="SANA-Streaming Edit Video",
             category=comfy_host.CATEGORY,
-            description="The whole stream in one node: reads, edits and writes a video of any length with flat memory, and "
-            "shows each chunk as it is finished. Stop keeps what was written.",
-            search_aliases=["sana", "video to video", "v2v", "edit video", "restyle", "stylize"],
+            description="The whole stream in one node: reads, edits and writes a video of any length, or what a camera or "
+            "network stream sends, with flat memory, and shows each chunk as it is finished. Stop keeps what was written.",
+            search_aliases=[
+                "sana",
+                "video to video",
+                "v2v",
+                "edit video",
+                "restyle",
+                "stylize",
+                "live",
+                "camera",
+                "webcam",
+            ],
             inputs=[
                 Model.Input("model", tooltip="From Load SANA-Streaming Model."),
                 VAE.Input("vae", tooltip="From Load SANA-Streaming VAE."),
                 io.Conditioning.Input(
                     "positive", tooltip="From SANA-Streaming Prompt, or a schedule from SANA-Streaming Prompt Schedule."
                 ),
-                video_input(),
+                video_input(
+                    tooltip="A video, read as it is needed, or pictures. Leave it unconnected where live_source is set.",
+                    optional=True,
+                ),
                 *size_inputs(),
                 *sampling_inputs(),
                 *range_inputs(),
@@ -90,10 +107,29 @@ class SanaStreamingEditVideo(io.ComfyNode):
                     tooltip="What the node shows of each finished chunk: the edit, or the source beside it.",
                 ),
                 graph_input(),
+                *live_inputs(),
             ],
             hidden=[comfy_host.NODE_ID],
             outputs=[io.Video.Output(display_name="video"), io.String.Output(display_name="report")],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, live_source: str | None = "", width: int | None = None, height: int | None = None
+    ) -> bool | str:
+        try:
+            # An address that comes over a link is not known before the run.
+            if live_source:
+                live_address(live_source)
+        except InputError as error:
+            return str(error)
+        return offered_size(width, height)
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """A live source never shows the same again; None is one whose address comes over a link."""
+        live = inputs.get("live_source", "")
+        return "" if live is not None and not live.strip() else uuid.uuid4().hex
 
     @classmethod
     def execute(
@@ -101,7 +137,8 @@ class SanaStreamingEditVideo(io.ComfyNode):
         model: LoadedModel,
         vae: LoadedVAE,
         positive: list[Any],
-        video: Any,
+        video: Any = None,
+        *,
         width: int,
         height: int,
         seed: int,
@@ -124,7 +161,10 @@ class SanaStreamingEditVideo(io.ComfyNode):
         colour_match: float = 0.0,
         preview: Any = EDIT,
         cuda_graph: bool = False,
+        live_source: str = "",
+        live_seconds: float = 0.0,
     ) -> io.NodeOutput:
+        address = check_one_source(video, live_source)
         options = StreamOptions(
             steps=steps,
             cfg_scale=cfg_scale,
@@ -136,9 +176,13 @@ class SanaStreamingEditVideo(io.ComfyNode):
             start_step=start_step,
             max_sink_distance=max_sink_distance,
         )
-        check_networks(model.network, vae.network)
-        check_size(height, width, vae.network.config.spatial_factor)
         prompts = connected_prompts(positive, negative, options.guided)
+        editor = Editor(model, vae, prompts, options, (height, width), antialias)
+        if address is not None:
+            check_unused(hdr, start_frame=start_frame, max_frames=max_frames, fps=fps, colour_match=colour_match)
+            with comfy_host.explained_memory(MEMORY_KNOBS):
+                live = LiveJob(address, live_seconds, crf, compare, preview == BESIDE, cuda_graph)
+                return _outputs(cls, *record(cls, editor, live), vae)
         path = comfy_host.temporary_video("sana_streaming")
         with open_clip(video, start_frame, max_frames, hdr) as clip, comfy_host.explained_memory(MEMORY_KNOBS):
             job = FileJob(
@@ -155,32 +199,24 @@ class SanaStreamingEditVideo(io.ComfyNode):
             )
             if preview == BESIDE and job.compare is None:
                 job = replace(job, frames=SmallSource(clip.frames, height, width))
-            report = _edit(cls, model, vae, prompts, options, (height, width), antialias, job, cuda_graph)
-        text = f"{report_text(report)}\n{decoder_text(vae)}"
-        comfy_host.show_text(cls, text)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), text)
+            report = _edit(cls, editor, job, cuda_graph)
+        return _outputs(cls, path, report_text(report), vae)
 
 
-def _edit(
-    node: type[io.ComfyNode],
-    model: LoadedModel,
-    vae: LoadedVAE,
-    prompts: Prompts,
-    options: StreamOptions,
-    size: tuple[int, int],
-    antialias: bool,
-    job: FileJob,
-    cuda_graph: bool,
-) -> FileReport:
+def _outputs(node: type[io.ComfyNode], path: Path, report: str, vae: LoadedVAE) -> io.NodeOutput:
+    text = f"{report}\n{decoder_text(vae)}"
+    comfy_host.show_text(node, text)
+    return io.NodeOutput(InputImpl.VideoFromFile(str(path)), text)
+
+
+def _edit(node: type[io.ComfyNode], editor: Editor, job: FileJob, cuda_graph: bool) -> FileReport:
     """Runs the stream over the clip with ComfyUI's progress, preview and Stop."""
     total = job.frames.num_frames
-    plan = ChunkPlan(total, vae.network.config.temporal_factor)
-    schedule = prompts.schedule(job.frame_rate or job.frames.frame_rate)
+    plan = editor.plan(total)
+    schedule = editor.prompts.schedule(job.frame_rate or job.frames.frame_rate)
     check_frame_prompts(schedule, plan)
-    kinds = (model.network.dtype, vae.network.dtype)
-    needed = stream_memory(model.network.config, vae.network.config, plan, size, options, *kinds)
-    comfy_host.load([model.patcher, vae.patcher], needed.total)
-    chunks = plan.total_chunks or 1
+    editor.load(plan)
+    chunks, options = plan.total_chunks or 1, editor.options
     units = (options.passes(options.carries(chunk, plan.is_last(chunk))) + 2 for chunk in range(chunks))
     report = comfy_host.ProgressReport(sum(units))
 
@@ -190,24 +226,9 @@ def _edit(
         report.preview(small.beside(edit.last_frame, len(chunk.pixels)) if small else edit.last_frame)
         comfy_host.show_text(node, progress_text(so_far, plan, total), log=False)
 
-    with passes_of(model, cuda_graph) as passes:
-        stream = EditStream(
-            model.network,
-            vae.network,
-            prompts.encoder(),
-            prompt=prompts.text,
-            negative_prompt=prompts.negative_text,
-            schedule=schedule,
-            height=size[0],
-            width=size[1],
-            antialias=antialias,
-            total_frames=total,
-            options=options,
-            device=model.device,
-            vae_device=vae.device,
-            on_progress=lambda _: report.step(),
-            passes=passes,
-        )
+    with passes_of(editor.model, cuda_graph) as passes:
+        text = editor.prompts.encoder()
+        stream = editor.stream(text, total, passes, lambda _: report.step(), schedule=schedule)
         with released_if_stopped(stream.state, job.target):
             edit = FileEdit(stream, job, on_chunk)
             return edit.run()

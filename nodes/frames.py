@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ from . import comfy_host
 
 # Rate of pictures that come without one; the release writes its results at 16.
 DEFAULT_RATE = Fraction(16)
+# Less than this is how files are cut, and no mistake.
+_SPARE_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ def open_clip(video: Any, start_frame: int, max_frames: int, hdr: HDR = "refuse"
             parts = video.get_components()
             rate = Fraction(parts.frame_rate)
             frames = _pictures(parts.images, rate, start_frame, limit)
+            if spare := spare_sound(parts.audio, len(parts.images) / rate):
+                logger.warning("SANA-Streaming: %s", spare)
             yield Clip(frames, start_frame, _sound_file(parts.audio, made), rate)
     finally:
         for path in made:
@@ -69,6 +76,13 @@ def frame_size(clip: Clip) -> tuple[int, int]:
 
 
 def _pictures(images: torch.Tensor, rate: Fraction, start: int, limit: int | None) -> PictureFrames:
+    if images.ndim != 4 or images.shape[3] < 3:
+        raise InputError(f"pictures of shape {tuple(images.shape)} are no RGB pictures, [frames, height, width, 3]")
+    if images.shape[3] > 3:
+        logger.warning(
+            "SANA-Streaming: the pictures are RGBA: what is transparent is left out, and the colours behind it are taken; "
+            "lay them over a background first to have another one"
+        )
     if start >= len(images):
         raise InputError(f"start_frame {start} is not in the {len(images)} frames that are connected")
     chosen = images[start:] if limit is None else images[start : start + limit]
@@ -107,6 +121,14 @@ def _file_clip(path: Path, video: Any, start: int, limit: int | None, hdr: HDR) 
 def _frame_at(seconds: float, rate: Fraction) -> int:
     """The first frame at or after a time, as ComfyUI cuts; times of frames are rounded, so a little before will do."""
     return math.ceil(seconds * rate - 1e-3)
+
+
+def spare_sound(audio: dict[str, Any] | None, end: float | Fraction) -> str:
+    """What becomes of sound that goes on for longer than the pictures, which end at that second; empty where none does."""
+    seconds = 0.0 if audio is None else audio["waveform"].shape[-1] / audio["sample_rate"]
+    if seconds - end < _SPARE_SECONDS:
+        return ""
+    return f"the sound is {seconds:.1f} s long and the pictures end at {float(end):.1f} s: the rest of it is left out"
 
 
 def _sound_file(audio: dict[str, Any] | None, made: list[Path]) -> Path | None:

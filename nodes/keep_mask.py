@@ -16,6 +16,9 @@ from .frames import Clip, frame_size, open_clip
 from .steering import footage_inputs
 from .video import READ_BLOCK, crf_input, video_input
 
+# Ratios of width to height that differ by less than this are one, rounded.
+_OTHER_SHAPE = 0.02
+
 
 class SanaStreamingKeepMask(io.ComfyNode):
     @classmethod
@@ -91,8 +94,23 @@ class SanaStreamingKeepMask(io.ComfyNode):
             )
             with named_if_stopped(path), writer:
                 written = _write(edit, original, blend, writer)
-        comfy_host.show_text(cls, f"{written} frames, {len(mask) if mask.ndim > 2 else 1} masks")
+            source_size = frame_size(original)
+        comfy_host.show_text(cls, _report(written, mask, source_size))
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
+
+
+def _report(written: int, mask: torch.Tensor, source: tuple[int, int]) -> str:
+    """What was done, and where the masks are not what one would expect."""
+    count, (height, width) = len(mask) if mask.ndim > 2 else 1, mask.shape[-2:]
+    lines = [f"{written} frames, {count} {'mask' if count == 1 else 'masks'}"]
+    if 1 < count < written:
+        lines.append(f"from frame {count} on the last mask is used")
+    if abs(width * source[0] - height * source[1]) > max(width * source[0], height * source[1]) * _OTHER_SHAPE:
+        lines.append(
+            f"the mask is {width}x{height} and the source {source[1]}x{source[0]}, which is another shape: the mask is scaled "
+            "and cropped by itself and may lie elsewhere; make it of the source's size"
+        )
+    return "\n".join(lines)
 
 
 def _write(edit: Clip, original: Clip, blend: MaskBlend, writer: VideoWriter) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from ..sana_core.errors import InputError
 from ..sana_core.streaming.chunks import ChunkPlan
-from .sockets import LoadedVAE
+from .sockets import LTX2_CHANNELS, LTX2_SPACE, LoadedVAE
 
 SAMPLES, SPACE, STREAM = "samples", "sana_latent_space", "sana_stream"
 # How these latents look, roughly: a LatentRGB.
@@ -61,6 +61,13 @@ def from_latent(latent: dict[str, Any], temporal_factor: int = 8) -> tuple[torch
     frames = 1 + temporal_factor * (num_latents - 1)
     plan = ChunkPlan(frames, temporal_factor)
     return samples, Stretch(tuple(plan.latent_sizes(0, num_latents)), frames, None, 0, plan)
+
+
+def is_ltx2(latent: dict[str, Any]) -> bool:
+    """Whether latents are of LTX-2's space, as far as one can tell: those from elsewhere by their channels."""
+    if SPACE in latent:
+        return bool(latent[SPACE] == LTX2_SPACE)
+    return int(latent[SAMPLES].shape[1]) == LTX2_CHANNELS
 
 
 def check_whole(stretch: Stretch, done: str) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import torch
 
 from ..sana_core.edit_file import FileReport
+from ..sana_core.live.control import LiveState
 from ..sana_core.streaming.chunks import ChunkPlan
 from ..sana_core.video.geometry import pixels_to_uint8, resize_and_crop, resize_frame
 from ..sana_core.video.reader import FrameSource
@@ -71,6 +73,42 @@ def report_text(report: FileReport) -> str:
         f"{report.frames_written} frames in {chunks}, {rate:.1f} frames per second{first}\n"
         f"ms per chunk: {shown}\npeak memory: {memory}; state {in_units(report.state_bytes)}"
     )
+
+
+def live_text(state: LiveState, elapsed: float, seconds: float) -> str:
+    """While a live source is recorded, for ``elapsed`` of ``seconds`` (0: until Stop). A node has room for two short lines."""
+    if state.status in ("connecting", "reconnecting"):
+        return f"{state.status}: {state.text}"
+    dropped = sum(state.frames["dropped"].values())
+    end = f" of {_duration(seconds)}" if seconds else ", until Stop"
+    return (
+        f"{_duration(elapsed)}{end}: {state.fps['out']:.1f} of {state.fps['in']:.1f} fps{_latency(state.latency)}, "
+        f"{dropped} dropped, {in_units(state.memory['resident'])}, chunk {state.chunk}"
+    )
+
+
+def live_report_text(report: dict[str, Any], memory: dict[str, int], ended: str, name: str) -> str:
+    """When a live source was recorded: the file, speed, latency, drops by cause, memory.
+
+    report: of the session. memory: bytes at the end. ended: why, where its time was not over.
+    """
+    frames = report["frames"]
+    dropped = ", ".join(f"{count} {cause}" for cause, count in frames["dropped"].items()) or "none"
+    most = {"resident": report["memory"]["resident_most"], **{key: memory[key] for key in ("gpu",) if key in memory}}
+    shown = ", ".join(f"{in_units(size)} {_PLACES.get(place, place)}" for place, size in most.items())
+    lines = [
+        f"{frames['out']} frames recorded in {name}",
+        f"{frames['in']} frames in, dropped: {dropped}; {report['chunks']} chunks",
+        f"{report['frames_per_second']:.1f} fps{_latency(report['latency'])}",
+        f"memory: {shown}; state {in_units(memory['state'])}",
+    ]
+    return "\n".join([*lines, ended] if ended else lines)
+
+
+def _latency(latency: dict[str, float | None]) -> str:
+    """From capture to output."""
+    middle, most = latency["p50"], latency["p95"]
+    return "" if middle is None or most is None else f", latency {middle:.2f} s (p95 {most:.2f} s)"
 
 
 _PLACES = {"resident": "resident", "gpu": "on the GPU", "gpu of the VAE": "on the VAE's GPU"}

@@ -83,26 +83,13 @@ def _path(node: type[io.ComfyNode], name: str, part: str, what: str, folders: tu
 
 def _offered(name: str | None, what: str, folders: tuple[str, ...]) -> bool | str:
     """What validate_inputs returns: True, or one sentence. A name that comes over a link is None until the run."""
-    if name == TOY:
+    if name is None or name == TOY:
         return True
-    try:
-        if name == NANO:
-            nano_folder()
-        elif name is not None and is_download(name):
-            check_download(name, folders)
-        else:
-            return offered_file(name, what, folders)
-    except ValueError as error:
-        return str(error)
-    return True
-
-
-def offered_file(name: str | None, what: str, folders: tuple[str, ...]) -> bool | str:
-    """As :func:`_offered`, for a loader that has no entries but files."""
-    try:
-        return name is None or bool(comfy_host.resolve(name, what, *folders))
-    except ValueError as error:
-        return str(error)
+    if name == NANO:
+        return comfy_host.answer(nano_folder)
+    if is_download(name):
+        return comfy_host.answer(lambda: check_download(name, folders))
+    return comfy_host.answer(lambda: comfy_host.resolve(name, what, *folders))
 
 
 def stamp(path: Path) -> tuple[Any, ...]:
@@ -180,6 +167,7 @@ class SanaStreamingLoadModel(io.ComfyNode):
             dtype=kind,
             operations=comfy_host.operations(kind),
             quantized_operations=comfy_host.quantized_operations(kind, device),
+            runs_on=device,
         )
         network.use_kernels(kernels)
         comfy_host.show_text(cls, f"{network.config.variant} model: {SAMPLERS[network.config.variant]}")

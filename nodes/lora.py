@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from ..sana_core.errors import InputError
 from ..sana_core.models.dit import SanaStreamingDiT
 from ..sana_core.precision.layer import QuantLinear
-from ..sana_core.weights.lora import LoraChoice, lora_changes
+from ..sana_core.weights.lora import LoraChoice, check_lora, lora_changes
 from . import comfy_host
-from .loaders import CATEGORY, offered_file, stamp
+from .loaders import CATEGORY, stamp
 from .sockets import LoadedModel, Model
 
 FOLDERS = ("loras", comfy_host.OWN_FOLDER)
@@ -60,7 +60,7 @@ class SanaStreamingLoadLora(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        return offered_file(file, WHAT, FOLDERS)
+        return file is None or comfy_host.answer(lambda: check_lora(comfy_host.resolve(file, WHAT, *FOLDERS)))
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: Any) -> Any:

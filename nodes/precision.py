@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..sana_core.errors import InputError
 from ..sana_core.models.dit import SanaStreamingDiT
 from ..sana_core.precision.apply import apply_plan, build_quantized, is_quantized, quantized_state
-from ..sana_core.precision.calibration import MADE_UP, NUM_PASSES, calibrated, needs_calibration
+from ..sana_core.precision.calibration import MADE_UP, NUM_PASSES, calibrated
 from ..sana_core.precision.formats import FORMATS
 from ..sana_core.precision.plan import UNQUANTIZED, Plan, preset, preset_names, read_plan
 from ..sana_core.precision.probe import obstacle
@@ -126,7 +126,7 @@ def _quantized(model: LoadedModel, plan: Plan) -> tuple[LoadedModel, list[str]]:
     """A model of its own under the plan, and what the report says of it."""
     network, device, home = model.network, model.device, comfy_host.model_offload_device()
     require_whole(network)
-    calibrates = needs_calibration(network.config, plan)
+    calibrates = bool(plan.lacking_amax())
     # As apply_plan does: a fused network becomes split where the plan needs it.
     layout = "split" if plan.layout(network.config) == "split" else network.layout
     layers = {unit.module_in(layout) for unit in units(network.config) if plan.format_of(unit) != UNQUANTIZED}
@@ -137,7 +137,8 @@ def _quantized(model: LoadedModel, plan: Plan) -> tuple[LoadedModel, list[str]]:
         plan = calibrated(network, plan, device, report.step)
     operations = comfy_host.quantized_operations(network.dtype, device)
     built, done = build(model, plan, operations, home, report.step)
-    done = dataclasses.replace(done, emulated=emulated(plan, device, network.dtype, operations is not None))
+    if operations is not None:
+        done = dataclasses.replace(done, emulated=emulated(plan, device, network.dtype))
     lines = done.lines()
     if calibrates:
         lines.append(f"input scales: {MADE_UP}; SANA-Streaming Profile Precision takes them from footage")
@@ -160,10 +161,11 @@ def build(
     Made of ``operations``, or of the package's own layers where ComfyUI has none.
     """
     twin = copied(model)
-    # ComfyUI's layers decide for themselves how they multiply.
-    done = apply_plan(twin, plan, "dequantized" if operations is not None else None, on_layer=on_layer)
     if operations is None:
+        done = apply_plan(twin, plan, on_layer=on_layer, runs_on=model.device)
         return twin.to(home), done
+    # ComfyUI's layers decide for themselves how they multiply.
+    done = apply_plan(twin, plan, "dequantized", on_layer=on_layer)
     state = quantized_state(twin)
     built = build_quantized(state, twin.config, "the plan", device=home, dtype=twin.dtype, operations=operations)
     built.fingerprint = twin.fingerprint
@@ -186,16 +188,13 @@ def _kernels(network: SanaStreamingDiT) -> Any:
     return network.blocks[0].kernels
 
 
-def emulated(plan: Plan, device: torch.device, dtype: torch.dtype, by_comfyui: bool) -> dict[str, str]:
-    """Formats of the plan that are dequantized for each product on the device, with the reason."""
+def emulated(plan: Plan, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """Formats of the plan that ComfyUI's layers dequantize for each product on the device, with the reason."""
     found = {}
     for kind in dict.fromkeys(plan.formats.values()):
         if kind == UNQUANTIZED:
             continue
-        runs = comfy_host.multiplies(FORMATS[kind].comfy, device)
-        reason = obstacle(FORMATS[kind], device, dtype)
-        if by_comfyui and not runs:
+        if not comfy_host.multiplies(FORMATS[kind].comfy, device):
+            reason = obstacle(FORMATS[kind], device, dtype)
             found[kind] = reason or "this ComfyUI does not multiply in it here"
-        elif not by_comfyui and reason:
-            found[kind] = reason
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..sana_core.benchmark.results import device_name
@@ -13,9 +14,9 @@ from ..sana_core.precision.latency import (
     needed,
     plan_latency,
     projected,
+    trained_tokens,
 )
 from ..sana_core.precision.plan import UNQUANTIZED, Plan
-from ..sana_core.streaming.chunks import CHUNK_LATENTS
 from . import comfy_host
 from .sockets import LoadedModel
 
@@ -25,8 +26,6 @@ CARDS = {
     "NVIDIA GeForce RTX 5090": "rtx5090",
     "NVIDIA H100 80GB HBM3": "h100",
 }
-# Latent pixels of a frame as the released networks are trained, and as nano is.
-_RELEASED_PIXELS, _SMALL_PIXELS = 22 * 40, 20 * 32
 _SECONDS = 0.05
 # Inputs, outputs and weights of the largest matrix, in every format at once.
 _MEASURE_BYTES = 1 << 30
@@ -35,30 +34,27 @@ _MEASURE_BYTES = 1 << 30
 def speed_text(model: LoadedModel, plan: Plan, measure: bool) -> str:
     """One sentence; measures where it is asked to."""
     config, name = model.network.config, device_name(model.device)
-    tokens = CHUNK_LATENTS * pixels(config)
+    tokens = trained_tokens(config)
     if measure:
         return _compared(plan, config, _measured(model, plan, tokens), f"measured on {name}, {tokens} tokens")
     known = plan.measurements
     if {"latency_ms", "unquantized_latency_ms", "latency"} <= known.keys():
         ratio = known["latency_ms"] / known["unquantized_latency_ms"]
-        if known["latency"].get("kind") == "measured" and plan.device == name:
-            return _said(ratio, f"measured on {name} by the profile of this plan")
-        source = known["latency"]
-        where = (
-            f"measured on {plan.device}"
-            if source.get("kind") == "measured"
-            else f"projected for {source.get('target')}"
-        )
-        return f"{_said(ratio, f'{where} by the profile of this plan')}; set measure to time it on {name}"
+        return _said(ratio, _by_profile(plan, known["latency"], name))
     if name in CARDS:
         table = projected(config, tokens, plan.formats.values(), CARDS[name])
         return _compared(plan, config, table, f"expected from the data sheet of {name}, not measured, {tokens} tokens")
     return f"speed: nothing is known of {name}; set measure to time the matrices"
 
 
-def pixels(config: DiTConfig) -> int:
-    """Latent pixels of a frame that the network is for."""
-    return _RELEASED_PIXELS if config.hidden_size >= DiTConfig().hidden_size else _SMALL_PIXELS
+def _by_profile(plan: Plan, source: Mapping[str, Any], name: str) -> str:
+    """Where a profile has its latencies from, and of how many tokens, for the device called ``name``."""
+    measured = source.get("kind") == "measured"
+    where = f"measured on {plan.device}" if measured else f"projected for {source.get('target')}"
+    # Plans of before say no number of tokens.
+    tokens = f", {source['tokens']} tokens," if "tokens" in source else ""
+    text = f"{where}{tokens} by the profile of this plan"
+    return text if measured and plan.device == name else f"{text}; set measure to time it on {name}"
 
 
 def _measured(model: LoadedModel, plan: Plan, tokens: int) -> LatencyTable:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ..sana_core.precision.latency import TARGETS
 from ..sana_core.precision.plan import UNQUANTIZED, Plan
 from ..sana_core.precision.profile import QUANTIZED, Point, Profile, Profiler, ProfileSettings, Progress, power
 from ..sana_core.precision.reference import CalibrationClip
+from ..sana_core.streaming.chunks import CHUNK_LATENTS
 from ..sana_core.streaming.options import StreamOptions
 from ..sana_core.streaming.sampler import check_latent_channels, check_streaming
 from . import comfy_host, sockets
@@ -30,6 +33,9 @@ MEMORY_KNOBS = "make width and height of the calibration clip smaller, or its fr
 # Where journals are kept, in ComfyUI's output folder.
 JOURNALS = "sana_streaming/profiles"
 _TELL_SECONDS = 0.5
+# Values of a chunk's hidden states up to which threads wait for each other more than they gain: with anything else running on
+# two cores, nano's 64,512 at 96x64 are done twice as fast by one thread.
+_SMALL = 1 << 16
 
 
 class SanaStreamingProfilePrecision(io.ComfyNode):
@@ -69,7 +75,8 @@ class SanaStreamingProfilePrecision(io.ComfyNode):
                     max=100.0,
                     step=0.5,
                     tooltip="Budget: the fastest plan with this signal to noise in dB, by the sum of errors. 0: no such "
-                    "budget. Without either budget: the fastest that errs no more than fp8 everywhere.",
+                    "budget. Without either budget: the fastest that errs no more than fp8 everywhere, or than the first of "
+                    "formats if fp8 is none of them.",
                 ),
                 comfy_host.widget(
                     io.String,
@@ -101,8 +108,8 @@ class SanaStreamingProfilePrecision(io.ComfyNode):
                     options=["own", "2b"],
                     default="own",
                     advanced=True,
-                    tooltip="Projected latencies at the model's own sizes, or as if each block were one of the released 2B "
-                    "model at 1280x704: nano's matrices are too small for any format to pay.",
+                    tooltip="Latencies at the model's own sizes, or as if each block were one of the released 2B model at "
+                    "1280x704: nano's matrices are too small for any format to pay.",
                 ),
                 comfy_host.widget(
                     io.Int,
@@ -154,13 +161,17 @@ class SanaStreamingProfilePrecision(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = ProfileSettings(tuple(formats.split()), latency, target, sizes)
         budgets = {"max_latency": max_latency or None, "max_error": power(min_sqnr) if min_sqnr else None}
-        with comfy_host.explained_memory(MEMORY_KNOBS), torch.no_grad():
-            profiler = _profiler(cls, model, _clip(model, source, positive), settings, StreamOptions(steps=steps))
+        clip = _clip(model, source, positive)
+        small = settings.latency == "projected" and model.device.type == "cpu" and _is_small(model, clip)
+        with comfy_host.explained_memory(MEMORY_KNOBS), torch.no_grad(), _one_thread(small):
+            profiler = _profiler(cls, model, clip, settings, StreamOptions(steps=steps))
             profile = profiler.run()
             chosen = profile.choose(**budgets)
             points = profiler.check(profile, [*profile.presets(), *profile.uniform(), chosen])
             floor = profiler.floor()
         plan, text = profile.plan(points[-1]), report_text(profile, points)
+        if not any(budgets.values()):
+            text += f"\n{points[-1].name}: the fastest plan that errs no more than {profile.bar} everywhere"
         chart = draw(profile, profile.front(), points, floor)
         ui = None
         if filename_prefix:
@@ -176,6 +187,23 @@ def _clip(model: LoadedModel, source: dict[str, Any], positive: list[Any]) -> Ca
     check_streaming(model.network)
     check_latent_channels(model.network, samples.shape[1], "these are")
     return CalibrationClip("source", samples.float(), single_prompt(positive, None, False).positive)
+
+
+def _is_small(model: LoadedModel, clip: CalibrationClip) -> bool:
+    """Whether a second thread would hold the first up."""
+    rows, columns = clip.source.shape[3:]
+    return CHUNK_LATENTS * rows * columns * model.network.config.hidden_size <= _SMALL
+
+
+@contextmanager
+def _one_thread(only: bool) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if only:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _profiler(
@@ -223,9 +251,9 @@ def report_text(profile: Profile, points: list[Point]) -> str:
     """A line of each plan, after one that says where the milliseconds are from; the chosen one is the last."""
     full = profile.point(Plan(UNQUANTIZED, {}))
     lines = [f"{latency_label(profile.table)}; unquantized {full.latency:.3g} ms, {full.num_bytes / 1e6:,.1f} MB"]
-    for point in {point.name: point for point in points if point.formats}.values():
+    *others, chosen = points
+    for point in {point.name: point for point in (*(each for each in others if each.formats), chosen)}.values():
         share = point.latency / full.latency
-        lines.append(
-            f"{point.name}: {point.num_bytes / 1e6:,.1f} MB, {share:.2f} of the time, signal to noise {point.sqnr:.1f} dB"
-        )
+        noise = f"signal to noise {point.sqnr:.1f} dB" if point.formats else "nothing quantized"
+        lines.append(f"{point.name}: {point.num_bytes / 1e6:,.1f} MB, {share:.2f} of the time, {noise}")
     return "\n".join(lines)

@@ -85,6 +85,10 @@ class SanaStreamingPrompt(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, prompt: str | None) -> bool | str:
+        return prompt is None or comfy_host.answer(lambda: _require_words(prompt))
+
+    @classmethod
     def execute(
         cls,
         text_encoder: Any,
@@ -93,14 +97,18 @@ class SanaStreamingPrompt(io.ComfyNode):
         motion_score: int,
         default_negative: bool = False,
     ) -> io.NodeOutput:
-        if not prompt.strip():
-            raise InputError('the prompt is empty; say what should change, for example "turn it into a watercolour"')
+        _require_words(prompt)
         if default_negative and not negative_prompt.strip():
             negative_prompt = DEFAULT_NEGATIVE_PROMPT
         with _ready(text_encoder) as encoder:
             positive = encoder.encode(prompt, motion_score=motion_score)
             negative = encoder.encode_negative(negative_prompt)
         return io.NodeOutput(to_conditioning(positive, prompt), to_conditioning(negative, negative_prompt))
+
+
+def _require_words(prompt: str) -> None:
+    if not prompt.strip():
+        raise InputError('the prompt is empty; say what should change, for example "turn it into a watercolour"')
 
 
 @contextmanager

@@ -16,11 +16,10 @@ from ..sana_core.streaming.options import MAX_SEED, StreamOptions
 from ..sana_core.streaming.prompt_schedule import check_frame_prompts, chunk_start, place_at
 from ..sana_core.streaming.sampler import check_latent_channels, check_streaming, sample_chunks
 from ..sana_core.streaming.state import DiTState, StreamSettings, StreamState
-from ..sana_core.video.latent_preview import LatentRGB
 from . import comfy_host
 from .frames import DEFAULT_RATE
 from .graphs import graph_input, passes_of
-from .latents import LOOK, SAMPLES, Stretch, from_latent
+from .latents import LOOK, SAMPLES, Stretch, from_latent, is_ltx2
 from .prompt import Prompts, connected_prompts
 from .sockets import LoadedModel, Model, State
 from .steering import steering_inputs
@@ -154,7 +153,11 @@ class SanaStreamingSampler(io.ComfyNode):
         state.schedule = prompts.schedule(stretch.frame_rate or DEFAULT_RATE)
         check_frame_prompts(state.schedule, stretch.plan)
         try:
-            edited = _sample(model, samples, stretch, state, options, prompts, source.get(LOOK), cuda_graph)
+            # A recorded pass needs weights that stay where they are.
+            preview = comfy_host.LatentPreview(
+                source.get(LOOK), model.device, is_ltx2=is_ltx2(source), may_load=not cuda_graph
+            )
+            edited = _sample(model, samples, stretch, state, options, prompts, preview, cuda_graph)
         except BaseException:
             state.release()
             raise
@@ -204,12 +207,12 @@ def _sample(
     state: StreamState,
     options: StreamOptions,
     prompts: Prompts,
-    look: LatentRGB | None,
+    preview: comfy_host.LatentPreview,
     cuda_graph: bool,
 ) -> torch.Tensor:
     """Edited latents of the size of the source, on the device for results; ``state`` moves on.
 
-    Shows each finished chunk roughly, where it is known how latents ``look``.
+    Shows each finished chunk roughly.
     """
     memory, plan, network = state.dit, stretch.plan, model.network
     assert memory is not None
@@ -219,7 +222,8 @@ def _sample(
     report = comfy_host.ProgressReport(sum(options.passes(carry) for carry in carries))
     out = torch.empty_like(samples, dtype=torch.float32, device=comfy_host.result_device())
     with comfy_host.explained_memory(MEMORY_KNOBS), torch.no_grad():
-        comfy_host.load([model.patcher], sum(dit_memory(network.config, plan, grid, options, network.dtype)))
+        needed = sum(dit_memory(network.config, plan, grid, options, network.dtype))
+        comfy_host.load([model.patcher], needed)
         memory.to(model.device)
         contexts = {
             name: embedded_context(network, options, prompts.embeddings[name], prompts.negative, model.device)
@@ -242,8 +246,10 @@ def _sample(
             ):
                 out[:, :, start : start + edited.shape[2]] = edited
                 start += edited.shape[2]
-                if look is not None:
-                    report.preview(look.picture(edited[0, :, -1]))
+                if (picture := preview.picture(edited)) is not None:
+                    report.show(picture)
+                if preview.loads:
+                    comfy_host.load([model.patcher], needed)
     state.prompt, state.negative_prompt = names[-1], prompts.negative_text
     state.schedule_place = place_at(state.schedule, chunk_start(stretch.first_chunk + count - 1, plan))
     return out

@@ -16,6 +16,8 @@ Model = io.Custom("SANA_STREAMING_MODEL")
 VAE = io.Custom("SANA_STREAMING_VAE")
 TextEncoder = io.Custom("SANA_STREAMING_TEXT_ENCODER")
 State = io.Custom("SANA_STREAMING_STATE")
+# Name of the latent space that all VAEs of the LTX-2 sizes share, and its channels.
+LTX2_SPACE, LTX2_CHANNELS = "ltx2", 128
 # A :class:`~..sana_core.precision.plan.Plan`.
 Plan = io.Custom("SANA_STREAMING_PLAN")
 
@@ -71,4 +73,4 @@ class LoadedVAE:
         """Name of the latent space: every VAE of the LTX-2 sizes shares one, any other has its own."""
         config = self.network.config
         sizes = (config.latent_channels, config.spatial_factor, config.temporal_factor)
-        return "ltx2" if sizes == (128, 32, 8) else self.network.fingerprint
+        return LTX2_SPACE if sizes == (LTX2_CHANNELS, 32, 8) else self.network.fingerprint

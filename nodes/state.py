@@ -87,10 +87,7 @@ class SanaStreamingLoadState(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        try:
-            return file is None or bool(_path(file))
-        except ValueError as error:
-            return str(error)
+        return file is None or comfy_host.answer(lambda: _path(file))
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None) -> Any:

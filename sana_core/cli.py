@@ -77,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
             "inspect", help="show config, parameter count and keys of a network, or what a saved stream is"
         )
     )
+    _add_info(commands.add_parser("info", help="versions and devices, for a report of a bug"))
     _add_download(commands.add_parser("download", help="fetch published weights; shows sizes and asks first"))
     _add_convert(commands.add_parser("convert", help="make one safetensors file of weights in any layout"))
     _add_precision(commands.add_parser("precision", help="weights of fewer bits: show a plan, write a network"))
@@ -206,6 +207,17 @@ def _add_decoder(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of a VAE whose files do not say it (default: auto, as its config says)",
     )
+
+
+def _info(options: argparse.Namespace) -> int:
+    from .commands.info import run
+
+    return run(options)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_info)
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _download(options: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from ..models.dit import SanaStreamingDiT
 from ..models.prompt_cache import default_cache_dir
 from ..models.text_encoder import GemmaTextEncoder
 from ..precision.apply import apply_plan
+from ..precision.calibration import calibrated
 from ..precision.plan import choose_plan
 from ..streaming.edit_stream import check_networks, check_size
 from ..streaming.prompt_encoders import PreparedPrompts, PromptEncoder
@@ -97,9 +98,14 @@ def load_networks(
         width = next(iter(prompts.positive.values())).embeds.shape[-1]
     vae = load_vae(files.vae, device=_vae_device(plan), dtype=plan.dtype, decoder=plan.decoder)
     check_size(*plan.size, vae.config.spatial_factor)
-    model = load_dit(files.model, device=plan.device, dtype=plan.dtype, precision=options.precision)
     loras = parse_loras(options.lora)
-    apply_loras(model, loras)
+    model = load_dit(
+        files.model,
+        device=plan.device,
+        dtype=plan.dtype,
+        precision=options.precision,
+        change=lambda model: apply_loras(model, loras),
+    )
     if width is not None:
         check_text(files, width, model)
     check(model, vae)
@@ -145,9 +151,9 @@ def _random_networks(
         {prompt: text.encode(prompt) for prompt in plan.prompts}, text.encode_negative(plan.negative_prompt)
     )
     model = random_dit(config, device=plan.device, dtype=plan.dtype)
-    if options.precision is not None:
-        apply_plan(model, choose_plan(options.precision, config))
     apply_loras(model, parse_loras(options.lora))
+    if options.precision is not None:
+        apply_plan(model, calibrated(model, choose_plan(options.precision, config)))
     vae = random_vae(VAEConfig(decoder_causal=plan.decoder != "chunk_tile"), device=_vae_device(plan), dtype=plan.dtype)
     check(model, vae)
     return model, vae, prompts, {"model": f"{preset}, {RANDOM}", "vae": RANDOM, "text_encoder": RANDOM}

@@ -19,6 +19,7 @@ from ..live.report import draw_plot
 from ..live.session import LiveSession, MakeStream
 from ..live.sink import Sink, open_sink
 from ..live.source import LiveSource
+from ..live.trial import try_out
 from .edit_networks import print_nano, random_preset, uses_nano
 from .edit_progress import GracefulStop
 from .live_plan import LivePlan, load_networks, make_plan, stream_maker
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     lines = JsonLines(sys.stderr if plan.target and plan.target.is_standard else sys.stdout)
     with GracefulStop() as stop:
         session = LiveSession(
-            LiveSource(plan.source, reconnect=plan.reconnect),
+            LiveSource(plan.source, reconnect=plan.reconnect, hold=plan.settings.late == "wait"),
             plan.settings,
             prompts,
             make_stream,
@@ -59,8 +60,8 @@ def run(options: argparse.Namespace) -> int:
                 session.run()
             finally:
                 summary = _summary(session, plan, weights, stop.requested)
+                say(_in_words(summary))
                 _write_reports(options, summary)
-    say(_in_words(summary))
     return EXIT_STOPPED if stop.requested else EXIT_OK
 
 
@@ -106,18 +107,11 @@ def _sink_maker(options: argparse.Namespace, plan: LivePlan) -> Callable[[int, i
 
 def _try_out(session: LiveSession, plan: LivePlan, make_stream: MakeStream, prompts: Any) -> None:
     """Edits two chunks of nothing: what is slow for the first time is done, and it is known how long a chunk takes."""
-    import time
-
     settings = plan.settings
     # A size that follows the source is not known yet; all that it may be are about as large.
     height, width = settings.size(720, 1280)
     stream = make_stream(height, width, settings.options, settings.prompt, prompts, lambda progress: None)
-    for chunk in (0, 1):
-        count = stream.plan.pixel_frames(chunk)
-        start = time.monotonic()
-        for edited in stream.push(torch.zeros(count, height, width, 3, dtype=torch.uint8)):
-            edited.frames.cpu()
-    session.stats.expect((time.monotonic() - start) / count)
+    session.stats.expect(try_out(stream))
     if plan.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plan.device)
 

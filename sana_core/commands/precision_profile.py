@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from ..weights.hub_address import path_or_address
@@ -20,6 +21,13 @@ def _compare(options: argparse.Namespace) -> int:
     return run_compare(options)
 
 
+def _size(text: str) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    if not (match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)):
+        raise argparse.ArgumentTypeError(f"{text} is no size; give HEIGHTxWIDTH in pixels, such as 704x1280")
+    return int(match[1]), int(match[2])
+
+
 def add_profile(parser: argparse.ArgumentParser) -> None:
     """``precision profile``."""
     parser.set_defaults(run=_profile)
@@ -30,13 +38,14 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
         "--max-latency",
         type=float,
         metavar="SHARE",
-        help="least error within this share of the unquantized time in matrices (0.5)",
+        help="least error within this share of the unquantized time in matrices, such as 0.5",
     )
     budget.add_argument(
         "--min-sqnr",
         type=float,
         metavar="DB",
-        help="fastest with this signal to noise, by the sum of errors (default: as much as uniform fp8 has)",
+        help="fastest with this signal to noise, by the sum of errors (default: as much as fp8 in all matrices "
+        "has, or the first of --formats if fp8 is none of them)",
     )
     parser.add_argument(
         "--formats",
@@ -60,13 +69,20 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
         "--sizes",
         choices=("own", "2b"),
         default="own",
-        help="project for matrices as they are, or each block as one of the 2B network (default: own)",
+        help="latencies of matrices as they are, or with each block as one of the 2B network (default: own)",
+    )
+    parser.add_argument(
+        "--latency-size",
+        type=_size,
+        metavar="HxW",
+        help="frames that latencies are for, in pixels, such as 384x640; --height and --width are those of the clips that "
+        "errors are measured on (default: what the network is for, 704x1280 for one of 2B)",
     )
     parser.add_argument(
         "--journal",
         type=Path,
         metavar="FILE",
-        help="keeps every measurement, so that a stopped profile goes on, and another budget is answered at once "
+        help="keeps every measurement, so that a stopped profile goes on, and another budget measures its own plan only "
         "(default: PLAN with .profile.json)",
     )
     parser.add_argument("--chart", type=Path, metavar="PNG", help="draw the best plans, with the presets marked")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from ..benchmark.results import header
+from ..config import VAEConfig
 from ..errors import InputError
 from ..evaluation.editor import StreamEditor
 from ..evaluation.held_out import chosen_clips
@@ -25,8 +25,10 @@ from ..models.dit import SanaStreamingDiT
 from ..models.prompt_cache import default_cache_dir
 from ..models.text_encoder import GemmaTextEncoder
 from ..paths import check_distinct, check_target
+from ..precision.apply import twin
 from ..precision.comparison import FLOOR, compare_plans
 from ..precision.footage import NUM_FRAMES, Footage, calibration_clips, scenes
+from ..precision.formats import kitchen_version
 from ..precision.free_running import EDITS, held_out
 from ..precision.journal import Journal
 from ..precision.plan import UNQUANTIZED, Plan, choose_plan, preset_names
@@ -40,7 +42,8 @@ from ..precision.profile import (
     decibels,
     power,
 )
-from ..precision.reference import CalibrationClip, clips_digest, record, split_twin
+from ..precision.reference import CalibrationClip, clips_digest, record
+from ..streaming.chunks import CHUNK_LATENTS
 from ..streaming.edit_stream import check_networks
 from ..streaming.frame_stream import check_size
 from ..streaming.options import StreamOptions
@@ -98,6 +101,8 @@ def run_profile(options: argparse.Namespace) -> int:
     check_distinct(files)
     settings = ProfileSettings(tuple(options.formats or QUANTIZED), options.latency, options.target, options.sizes)
     networks = load_networks(options)
+    if options.latency_size:
+        settings = dataclasses.replace(settings, tokens=_tokens(options.latency_size, options.sizes, networks.vae))
     profiler = Profiler(
         networks.model,
         networks.clips,
@@ -108,41 +113,38 @@ def run_profile(options: argparse.Namespace) -> int:
     )
     profile = profiler.run()
     max_error = None if options.min_sqnr is None else power(options.min_sqnr)
-    with solver_to_stderr():
-        chosen = profile.choose(max_latency=options.max_latency, max_error=max_error)
-        front = profile.front(also=[chosen]) if options.chart else []
+    chosen = profile.choose(max_latency=options.max_latency, max_error=max_error)
+    front = profile.front(also=[chosen]) if options.chart else []
     marked = profiler.check(profile, [*profile.presets(), *profile.uniform(), chosen])
     chosen = marked[-1]
     options.plan.write_text(profile.plan(chosen).to_json(), encoding="utf-8", newline="\n")
-    _draw(options, profile, front, marked, profiler.floor())
+    _draw(options, profiler, profile, front, marked)
     say(table(profile, marked))
+    if options.max_latency is None and max_error is None:
+        say(f"{chosen.name}: the fastest plan that errs no more than {profile.bar} in all matrices")
     say(f"wrote {options.plan}")
     return EXIT_OK
 
 
-@contextlib.contextmanager
-def solver_to_stderr() -> Iterator[None]:
-    """The solver's library prints remarks past Python; they belong beside the progress, not into the result."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+def _tokens(size: tuple[int, int], sizes: str, vae: CausalVAE) -> int:
+    """Of a chunk of frames of (height, width) pixels; InputError for a size that the VAE does not divide."""
+    factor = (VAEConfig() if sizes == "2b" else vae.config).spatial_factor
+    check_size(*size, factor)
+    return CHUNK_LATENTS * (size[0] // factor) * (size[1] // factor)
 
 
-def _draw(options: argparse.Namespace, profile: Profile, front: list[Point], marked: list[Point], floor: float) -> None:
+def _draw(
+    options: argparse.Namespace, profiler: Profiler, profile: Profile, front: list[Point], marked: list[Point]
+) -> None:
     if not options.chart and not options.map:
         return
     from ..precision import chart
 
     if options.chart:
-        chart.save(chart.front_figure(profile.table, front, marked, floor, f"{options.model}: plans"), options.chart)
+        title = f"{options.model}: plans"
+        chart.save(chart.front_figure(profile.table, front, marked, profiler.floor(), title), options.chart)
     if options.map:
-        plans = {point.name: point.formats for point in marked if point.formats}
-        chart.save(chart.map_figure(profile.config, {name: plans[name] for name in (marked[-1].name,)}), options.map)
+        chart.save(chart.map_figure(profile.config, {marked[-1].name: marked[-1].formats}), options.map)
 
 
 def table(profile: Profile, points: list[Point]) -> str:
@@ -229,10 +231,11 @@ def compare_all(
         "clips": clips_digest(networks.clips),
         "held_out": [clips, list(options.edits), options.frames, size],
         "options": stream.to_dict(),
+        "comfy_kitchen": kitchen_version(),
         **{name: value for name, value in header(next(networks.model.parameters()).device).items() if name != "date"},
     }
     journal = Journal.open(options.journal, identity)
-    reference = record(split_twin(networks.model, torch.float32), networks.clips, stream)
+    reference = record(twin(networks.model, torch.float32, split=True), networks.clips, stream)
     editor = StreamEditor(networks.model, networks.vae, networks.text, **size, options=stream)
     samples = held_out(clips, options.frames, options.height, options.width, options.edits)
 

@@ -18,6 +18,13 @@ RAW = "rawvideo"
 Kind = Literal["standard", "pipe", "file", "remote"]
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.]+:")
+# What comes in pieces of several seconds each.
+_PLAYLIST = re.compile(r"\.(m3u8|mpd)([?#].*)?$", re.IGNORECASE)
+_DATAGRAMS = ("udp", "rtp")
+# What the system holds of datagrams until FFmpeg takes them; it may allow less.
+SOCKET_BYTES = 4 * 2**20
+# What FFmpeg holds of them where nothing may be lost, in packets of MPEG-TS: 32 MiB.
+HELD_PACKETS = 32 * 2**20 // 188
 _FORMATS = {"udp": "mpegts", "srt": "mpegts", "tcp": "mpegts", "rtmp": "flv", "rtmps": "flv", "rtsp": "rtsp"}
 
 
@@ -27,7 +34,7 @@ class SourceAddress:
 
     text: ``-``, a file, a named pipe, a device or whatever FFmpeg opens. container: FFmpeg's name of its format, None to find
     out. options: FFmpeg's for it. size: (height, width) and rate: of raw video, which does not tell. paced: read no faster than
-    its own clock; None: files and pipes, which would otherwise come at any speed.
+    its own clock; None: files, pipes and playlists (HLS, DASH), which would otherwise come at any speed.
     """
 
     text: str
@@ -71,18 +78,43 @@ class SourceAddress:
 
     @property
     def is_paced(self) -> bool:
-        return self.kind != "remote" if self.paced is None else self.paced
+        if self.paced is not None:
+            return self.paced
+        return self.kind != "remote" or self.container in ("hls", "dash") or bool(_PLAYLIST.search(self.text))
 
     @property
     def can_come_back(self) -> bool:
         """Whether its end may be followed by more: a file and standard input end once and for all."""
         return self.kind in ("pipe", "remote")
 
-    def open_options(self) -> dict[str, str]:
-        """What FFmpeg is told; the user's own options count more."""
+    @property
+    def may_be_whole(self) -> bool:
+        """Whether what is there may be a recording, or the playlist of a broadcast that is over."""
+        return self.text.lower().startswith(("http:", "https:"))
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether senders come to this address: while it is closed, what they send is lost."""
+        asked = re.search(r"[?&](listen=[1-9]|mode=listener)", self.text)
+        return self._has_datagrams or bool(asked) or self.options.get("listen", "0") != "0"
+
+    @property
+    def _has_datagrams(self) -> bool:
+        return is_url(self.text) and self.text.partition(":")[0].lower() in _DATAGRAMS
+
+    def open_options(self, *, hold: bool = False) -> dict[str, str]:
+        """What FFmpeg is told; the user's own options, here or in the address, count more.
+
+        hold: keep what comes while FFmpeg looks at the stream, and as much as can be of datagrams that nobody takes.
+        """
         found: dict[str, str] = {}
         if self.kind == "remote":
-            found = {"fflags": "nobuffer", "analyzeduration": "1000000"}
+            found = {"analyzeduration": "1000000"} | ({} if hold else {"fflags": "nobuffer"})
+        if self._has_datagrams:
+            # A connection would end where more comes than is held.
+            found |= {"buffer_size": str(SOCKET_BYTES), "overrun_nonfatal": "1"}
+            if hold:
+                found["fifo_size"] = str(HELD_PACKETS)
         if self.is_raw and self.size and self.rate:
             height, width = self.size
             found |= {"video_size": f"{width}x{height}", "pixel_format": "rgb24", "framerate": str(self.rate)}
@@ -148,6 +180,13 @@ class TargetAddress:
         if scheme not in _FORMATS:
             raise InputError(f"{self.text} does not say its format; name it by --output-format, such as mpegts or flv")
         return _FORMATS[scheme]
+
+
+def unknown_protocol(text: str) -> InputError:
+    """What to say of an address that FFmpeg, as it is here, has no protocol for."""
+    return InputError(
+        f"{text} is of a protocol that this PyAV was built without; use udp, tcp, rtmp or another, or build PyAV with it"
+    )
 
 
 def is_url(text: str) -> bool:

@@ -45,7 +45,7 @@ class LiveState:
 
     status: ``connecting`` until the first frame comes, ``running``, ``paused``, ``reconnecting``, ``stopped``. text: why.
     prompt, steps, anchor_every, compare: in force. pending: settings that come with the next chunk. chunk: of the next chunk
-    in the stream, from 0. streams: how many streams there were: a reset begins another, and so do other steps or anchors.
+    in the stream, from 0. streams: how many streams there were: a reset begins another.
     first_frames, chunk_frames: that the first chunk and every other takes in. frames: counts. fps: lately. latency: in seconds,
     from capture to output, lately (p50, p95) and ever (max), a ``bound`` on it, and the ``delay`` of picture and sound.
     queue: frames that wait. memory: bytes.

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ..streaming.chunks import ChunkPlan
 from ..streaming.options import StreamOptions
 from .compare import Compare
 from .control import SETTINGS, Command, LiveState
@@ -69,10 +70,12 @@ class CommandDesk:
 
 
 def changed(options: StreamOptions, command: Command) -> StreamOptions:
-    """The options after a command. InputError for settings that do not go together."""
+    """The options after a command. InputError for settings that do not go together, or not with a stream that runs."""
     steps = options.steps if command.steps is None else command.steps
     anchor_every = options.anchor_every if command.anchor_every is None else command.anchor_every
-    return dataclasses.replace(options, steps=steps, anchor_every=anchor_every)
+    wanted = dataclasses.replace(options, steps=steps, anchor_every=anchor_every)
+    options.check_change(wanted, ChunkPlan(None))
+    return wanted
 
 
 def _settings(command: Command) -> dict[str, Any]:

@@ -82,10 +82,11 @@ class Player:
         """From the next frame that is shown on."""
         self._composer.layout = layout
 
-    def chunk_ready(self, first_time: float, *, first: bool) -> None:
-        """Says that a chunk is about to come; see :meth:`DelayClock.chunk_ready`."""
+    def chunk_ready(self, first_time: float, wanted: Callable[[], bool], *, first: bool) -> None:
+        """Says that a chunk is about to come, unless it is not ``wanted``; see :meth:`DelayClock.chunk_ready`."""
         with self._lock:
-            self.clock.chunk_ready(first_time, time.monotonic(), first=first)
+            if wanted():
+                self.clock.chunk_ready(first_time, time.monotonic(), first=first)
 
     def flush(self) -> int:
         """Lets go of all frames and all sound that wait; returns the number of frames."""
@@ -94,12 +95,16 @@ class Player:
             self.clock.restart()
             return self.queue.clear()
 
+    def hurry(self) -> None:
+        """What waits is shown from now on without minding the time."""
+        self._hurry.set()
+
     def finish(self, hurry: Callable[[], bool]) -> None:
         """Shows what waits and ends; from when on ``hurry`` is true without minding the time."""
         self.queue.close()
         while self._thread.is_alive():
             if hurry():
-                self._hurry.set()
+                self.hurry()
             self._thread.join(TICK)
 
     def _run(self) -> None:

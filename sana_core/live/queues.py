@@ -53,6 +53,13 @@ class BoundedQueue(Generic[Item]):
         """No item comes any more; those that are there can be taken."""
         return self._closed
 
+    def wait_for_room(self, timeout: float) -> bool:
+        """Whether :meth:`put` would not wait, after ``timeout`` seconds at most."""
+        if self._full != "wait":
+            return True
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._items) < self.capacity or self._closed, timeout)
+
     def put(self, item: Item, wanted: Callable[[], bool] = lambda: True) -> bool:
         """Adds an item, unless the queue is closed or it is not ``wanted`` once there is room; whether it did."""
         with self._changed:

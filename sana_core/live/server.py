@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import InputError
-from .control import MAX_BYTES, LiveState
+from .control import MAX_BYTES
 from .json_lines import answer
 from .preview import Preview
 from .session import LiveSession
@@ -107,12 +107,19 @@ class ControlServer:
             )
         if self._problem is not None:
             raise self._problem
+        if not self._ready.is_set():
+            raise InputError(
+                f"--control-port {self._access.port} on {self._access.host} did not open within {START_SECONDS:g} seconds; "
+                "use another host"
+            )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        with contextlib.suppress(RuntimeError):
+            # Where serving has failed meanwhile, its loop is closed.
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(START_SECONDS)
 
     def _run(self) -> None:
@@ -239,11 +246,8 @@ class ControlServer:
     async def _send_states(self, socket: web.WebSocketResponse) -> None:
         with contextlib.suppress(ConnectionError):
             while not socket.closed:
-                await socket.send_str(json.dumps(self._now().to_dict()))
+                await socket.send_str(json.dumps(self._session.state().to_dict()))
                 await asyncio.sleep(STATE_SECONDS)
-
-    def _now(self) -> LiveState:
-        return self._session.state()
 
     async def _send_pictures(self, socket: web.WebSocketResponse) -> None:
         """The newest picture whenever there is one, as fast as the page takes them: JPEG, source on the left."""

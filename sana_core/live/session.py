@@ -6,12 +6,10 @@ are carried out between two chunks, or at once where they let go of frames.
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -19,12 +17,13 @@ from typing import Any, Literal
 import torch
 
 from ..errors import InputError
-from ..streaming.edit_stream import EditedChunk, EditStream, Progress
+from ..streaming.edit_stream import EditStream, Progress
 from ..streaming.options import StreamOptions
 from .clock import DelayClock, latency_bound
 from .compare import Compare, Composer, output_size
 from .control import Command, LiveState, Status
 from .desk import CommandDesk, changed
+from .editor import ChunkEditor
 from .player import EditedFrame, OnShown, Player
 from .prompts import LivePrompts
 from .queues import BoundedQueue, Full
@@ -98,18 +97,17 @@ class LiveSession:
         self._sound = SoundBuffer()
         self._frames: BoundedQueue[SourceFrame] = BoundedQueue(START, _INPUT[settings.late], self._dropped("queue"))
         self._edited: BoundedQueue[EditedFrame] = BoundedQueue(START, _OUTPUT[settings.late], self._dropped("output"))
-        # Frames that are in the stream and have not come out.
-        self._pending: deque[SourceFrame] = deque()
+        self._editor = ChunkEditor(self._make)
         # Raised whenever frames are let go of: what was being edited then is of no use any more.
         self._flushes = 0
         self._paused = False
+        # A command in line has done what it does at once.
+        self._taking = threading.Lock()
         self._stop, self._reset = threading.Event(), threading.Event()
         self._source_error: Exception | None = None
         self._player: Player | None = None
-        self._stream: EditStream | None = None
         self._edit_size = (0, 0)
         self._interval = 0.0
-        self._chunk = 0
         self._state_bytes = 0
         source.on_event(self._source_status, self._sound.add)
 
@@ -124,15 +122,16 @@ class LiveSession:
             raise InputError("the stream has ended; start a new one")
         if command.prompt is not None:
             self.prompts.prepare(command.prompt)
-        self._desk.accept(command)
-        if command.verb == "stop":
-            self.stop()
-        elif command.verb == "pause":
-            self._paused = True
-            self._flush("paused")
-        elif command.verb == "reset":
-            self._reset.set()
-            self._flush("reset")
+        with self._taking:
+            self._desk.accept(command)
+            if command.verb == "stop":
+                self.stop()
+            elif command.verb == "pause":
+                self._paused = True
+                self._flush("paused")
+            elif command.verb == "reset":
+                self._reset.set()
+                self._flush("reset")
 
     def stop(self) -> None:
         """Ends the stream: what is edited is written, what is not is let go of."""
@@ -143,7 +142,7 @@ class LiveSession:
         """All there is to say, as it is now."""
         report, recent = self.stats.to_dict(), self.stats.latencies.recent
         state = self._desk.state()
-        state.chunk = self._chunk
+        state.chunk = self._editor.chunk
         state.frames = report["frames"]
         state.fps = self.stats.rates(time.monotonic())
         state.latency = {
@@ -194,7 +193,7 @@ class LiveSession:
         finally:
             self.stop()
             self._frames.close()
-            self.stats.drop("stopped", self._frames.clear() + len(self._pending))
+            self.stats.drop("stopped", self._frames.clear() + self._editor.num_pending)
             if self._player is not None:
                 self._player.finish(lambda: hurry or self._should_stop())
             reader.join(timeout=1)
@@ -228,10 +227,10 @@ class LiveSession:
         self._desk.update(status="paused" if self._paused and status == "running" else status, text=text)
 
     def _edit(self) -> None:
-        while not self._stopping() and self._frames.peek(TICK) is None and not self._frames.closed:
-            pass
-        if self.source.info is None:
-            return
+        while self.source.info is None:
+            if self._stopping() or self._frames.closed:
+                return
+            self._frames.peek(TICK)
         self._begin()
         while not self._stopping():
             self._carry_out()
@@ -243,8 +242,9 @@ class LiveSession:
                 time.sleep(TICK)
                 continue
             flushes = self._flushes
-            batch = self._frames.take(self._needed, TICK)
-            last = self._frames.closed and len(batch) < self._needed
+            needed = self._editor.needed
+            batch = self._frames.take(needed, TICK)
+            last = self._frames.closed and len(batch) < needed
             if batch or last:
                 self._edit_chunk(batch, flushes, last)
             if last:
@@ -269,8 +269,7 @@ class LiveSession:
             repeat=repeat,
             on_shown=self._on_shown,
         )
-        assert self._stream is not None
-        self._edited.capacity = self._stream.plan.pixel_frames(0) + self._stream.plan.pixel_frames(1) + ROOM
+        self._edited.capacity = self._editor.first_frames + self._editor.chunk_frames + ROOM
         self._desk.update(
             source={"height": info.height, "width": info.width, "rate": float(info.rate), "sound": info.has_sound},
             output={"height": size[0], "width": size[1]},
@@ -279,23 +278,18 @@ class LiveSession:
 
     def _start_stream(self) -> None:
         """A new stream, in place of one that may be there."""
-        self._stream = None
-        self._pending.clear()
-        state, (height, width) = self._desk.state(), self._edit_size
-        self._stream = stream = self._make_stream(
-            height, width, self._desk.options, state.prompt, self.prompts, self._check_interrupt
-        )
-        self._chunk = 0
+        state, editor = self._desk.state(), self._editor
+        self.stats.drop("reset", editor.begin(self._desk.options, state.prompt))
         self._prepare_chunk()
-        first, following = stream.plan.pixel_frames(0), stream.plan.pixel_frames(1)
-        self._desk.update(streams=state.streams + 1, first_frames=first, chunk_frames=following)
+        self._desk.update(streams=state.streams + 1, first_frames=editor.first_frames, chunk_frames=editor.chunk_frames)
+
+    def _make(self, options: StreamOptions, prompt: str) -> EditStream:
+        return self._make_stream(*self._edit_size, options, prompt, self.prompts, self._check_interrupt)
 
     def _prepare_chunk(self) -> None:
         """Makes room for the frames of the next chunk, and says how late they may be."""
-        assert self._stream is not None
-        self._frames.capacity = self._needed + ROOM
-        first = self._stream.plan.pixel_frames(0)
-        stats = self.stats
+        self._frames.capacity = self._editor.needed + ROOM
+        first, stats = self._editor.first_frames, self.stats
         self.bound = latency_bound(first, first + ROOM, self._interval, stats.slowest_frame, stats.slowest_filling)
 
     def _check_interrupt(self, progress: Progress) -> None:
@@ -307,23 +301,13 @@ class LiveSession:
             self.stop()
         return self._stop.is_set()
 
-    @property
-    def _needed(self) -> int:
-        """Frames of the next chunk."""
-        assert self._stream is not None
-        return self._stream.plan.pixel_frames(self._chunk)
-
     def _edit_chunk(self, batch: list[SourceFrame], flushes: int, last: bool) -> None:
         """Edits a chunk, or at the end what there is, and hands it to the player."""
-        assert self._stream is not None
-        start, first = time.monotonic(), self._chunk == 0
+        start, first = time.monotonic(), self._editor.chunk == 0
         try:
-            chunks = list(self._push(batch))
-            chunks += self._stream.flush() if last else ()
-            edited = [frame for chunk in chunks for frame in self._matched(chunk)]
+            edited = self._editor.edit(batch, last)
         except _InterruptedError:
-            self.stats.drop("stopped" if self._stop.is_set() else "reset", len(self._pending))
-            self._pending.clear()
+            self.stats.drop("stopped" if self._stop.is_set() else "reset", self._editor.let_go())
             if self._stop.is_set():
                 raise
             return
@@ -331,40 +315,37 @@ class LiveSession:
             away = any(frame.first for frame in batch[1:])
             filling = 0.0 if away else batch[-1].arrival - batch[0].arrival
             self.stats.chunk(len(edited), len(batch), time.monotonic() - start, filling)
-            self._chunk += 1
-        self._state_bytes = self._stream.state.nbytes
+        self._state_bytes = self._editor.state_bytes
         self._prepare_chunk()
         self._hand_over(edited, flushes, first)
         self._desk.on_change()
 
-    def _push(self, batch: list[SourceFrame]) -> Iterator[EditedChunk]:
-        """Whole chunks alone are pushed, so nothing waits in the stream when a command is carried out."""
-        assert self._stream is not None
-        self._pending.extend(batch)
-        for _, same in itertools.groupby(batch, key=lambda frame: frame.picture.shape):
-            yield from self._stream.push(torch.stack([frame.picture for frame in same]))
-
-    def _matched(self, chunk: EditedChunk) -> Iterator[EditedFrame]:
-        for picture in chunk.frames.cpu():
-            yield EditedFrame(self._pending.popleft(), picture)
-
     def _hand_over(self, edited: list[EditedFrame], flushes: int, first: bool) -> None:
         """Gives frames to the player; those that were let go of meanwhile are not shown."""
-        assert self._player is not None
+        player = self._player
+        assert player is not None
 
         def wanted() -> bool:
             return self._flushes == flushes
 
-        if edited and wanted():
-            self._player.chunk_ready(_first_time(edited, self._interval), first=first)
-        given = sum(self._edited.put(frame, wanted) for frame in edited)
+        if edited:
+            player.chunk_ready(_first_time(edited, self._interval), wanted, first=first)
+        given = 0
+        for frame in edited:
+            while wanted() and not self._edited.wait_for_room(TICK):
+                if self._stopping():
+                    # What is edited is written, without minding the time.
+                    player.hurry()
+            given += self._edited.put(frame, wanted)
         self.stats.drop("output" if wanted() else "paused" if self._paused else "reset", len(edited) - given)
 
     # Commands, in the thread that edits.
 
     def _carry_out(self) -> None:
         """Does what was asked for since the last chunk."""
-        for command in self._desk.take():
+        with self._taking:
+            commands = self._desk.take()
+        for command in commands:
             if command.verb == "pause":
                 self._paused = True
                 self._flush("paused")
@@ -376,28 +357,23 @@ class LiveSession:
             elif command.verb == "reset":
                 self._reset.clear()
                 self._flush("reset")
-                self._restart("the stream began anew")
+                self._start_stream()
+                self._desk.update(text="the stream began anew")
             elif command.verb == "set":
                 self._change(command)
 
     def _change(self, command: Command) -> None:
-        assert self._stream is not None and self._player is not None
+        assert self._player is not None
         if command.compare is not None:
             self._player.set_compare(command.compare)
             self._desk.update(compare=command.compare)
         if command.prompt is not None:
-            self._stream.set_prompt(command.prompt)
+            self._editor.stream.set_prompt(command.prompt)
             self._desk.update(prompt=command.prompt)
         options = changed(self._desk.options, command)
         if options != self._desk.options:
+            self._editor.stream.set_options(options)
             self._desk.adopt(options)
-            self._restart("the stream began anew, with other options")
-
-    def _restart(self, text: str) -> None:
-        """Options may not change within a stream, so another one begins; the prompt stays."""
-        self.stats.drop("reset", len(self._pending))
-        self._start_stream()
-        self._desk.update(text=text)
 
     def _flush(self, cause: str) -> None:
         """Lets go of every frame that waits."""

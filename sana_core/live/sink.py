@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..paths import check_folder
-from .address import TargetAddress
+from .address import TargetAddress, unknown_protocol
 from .clock import Backoff
 from .sound import LAYOUT, RATE, SoundTrack
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 # Of MPEG-TS, which counts time most coarsely of all that is counted in fractions.
 TIME_BASE = Fraction(1, 90_000)
 KEYFRAME_SECONDS = 2
+# A receiver that takes nothing for so long counts as lost.
+STALL_SECONDS = 10.0
 AAC_FRAME = 1024
 AAC_BITS = 128_000
 _BT709, _BT601, _BT601_TAG, _LIMITED_RANGE = 1, 5, 6, 1
@@ -155,7 +158,7 @@ class EncodedSink:
     ) -> None:
         import av
 
-        text = target.text if target.is_remote else str(Path(target.text).absolute())
+        text = _with_timeout(target.text) if target.is_remote else str(Path(target.text).absolute())
         options = {"flush_packets": "1", "max_interleave_delta": "500000"}
         if target.format in ("mp4", "mov") or (target.format is None and Path(text).suffix in (".mp4", ".m4v", ".mov")):
             options["movflags"] = "+frag_keyframe+delay_moov+default_base_moof"
@@ -272,7 +275,11 @@ class RemoteSink:
 
     def close(self) -> None:
         if self._sink is not None:
-            self._sink.close()
+            try:
+                self._sink.close()
+            except OSError as error:
+                # Whoever received has gone before the end; frames were written while it was there.
+                logger.warning("%s: the end could not be sent (%s)", self._name, error)
 
     def _opened(self, seconds: float) -> Sink | None:
         if self._sink is None and time.monotonic() >= self._retry:
@@ -292,13 +299,22 @@ class RemoteSink:
                 sink.close()
 
 
+def _with_timeout(text: str) -> str:
+    """A TCP address at which writing does not wait for ever; the user's own timeout counts more."""
+    if not text.lower().startswith("tcp:") or re.search(r"[?&]timeout=", text):
+        return text
+    return f"{text}{'&' if '?' in text else '?'}timeout={round(STALL_SECONDS * 1e6)}"
+
+
 @contextlib.contextmanager
 def _reported(name: str) -> Any:
-    """FFmpeg's errors as OSError with a line that names the target."""
+    """FFmpeg's errors as OSError with a line that names the target; InputError where trying again is of no use."""
     import av
 
     try:
         yield
+    except av.error.ProtocolNotFoundError:
+        raise unknown_protocol(name) from None
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(f"{name} cannot be written ({' '.join(str(reason).split())})") from error

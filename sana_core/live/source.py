@@ -19,7 +19,7 @@ import torch
 
 from ..errors import InputError
 from ..video.media import video_stream
-from .address import SourceAddress
+from .address import SourceAddress, unknown_protocol
 from .clock import Backoff, SourceTimes
 from .control import Status
 from .pipe import PipeReader
@@ -37,6 +37,9 @@ OnStatus = Callable[[Status, str], None]
 SILENCE_SECONDS = 5.0
 OPEN_SECONDS = 10.0
 RECONNECT_SECONDS = 300.0
+# Between two tries of a port that senders come to: the first wait and the longest.
+LISTENING_WAITS = (0.05, 0.5)
+ENDED = "it ended"
 
 
 class SourceFrame(NamedTuple):
@@ -71,17 +74,24 @@ class LiveSource:
     """A source of frames. Iterate :meth:`frames` in a thread of its own, and :meth:`stop` it from any other.
 
     A device, an address or a named pipe that ends or fails is opened again, with longer and longer waits in between, for at
-    most ``reconnect`` seconds; times go on, without the stamps of the new connection having to fit. A file and standard input
-    end with their last frame.
+    most ``reconnect`` seconds; times go on, without the stamps of the new connection having to fit. A port that senders come
+    to is opened again at once. A file, standard input and what is of known length at an address end with their last frame.
+
+    hold: keep as much as can be of datagrams while nobody takes frames, for a stream that must lose none.
 
     Without :meth:`on_event` sound is left out.
     """
 
-    def __init__(self, address: SourceAddress, *, reconnect: float = RECONNECT_SECONDS) -> None:
+    # What to do about a source that never comes.
+    ADVICE = "check address and sender, or wait longer with --reconnect"
+
+    def __init__(self, address: SourceAddress, *, reconnect: float = RECONNECT_SECONDS, hold: bool = False) -> None:
         self.address = address
         self.info: SourceInfo | None = None
         self.connections = 0
-        self._reconnect = reconnect
+        self._reconnect, self._hold = reconnect, hold
+        # It is there whole, or was when it was last looked at.
+        self._has_end = False
         self._on_status: OnStatus = lambda status, text: None
         self._on_sound: Callable[[SoundBlock], None] | None = None
         self._stop = Event()
@@ -108,10 +118,11 @@ class LiveSource:
 
         Raises InputError for a source that cannot be opened, and LostError for one that was lost.
         """
-        backoff, last = Backoff(), time.monotonic()
+        backoff = Backoff(*LISTENING_WAITS) if self.address.is_listening else Backoff()
+        last = time.monotonic()
         self._on_status("connecting", self.address.text)
         while not self._stop.is_set():
-            problem = "it ended"
+            problem, began = ENDED, time.monotonic()
             try:
                 for frame in self._connection():
                     last = frame.arrival
@@ -121,47 +132,63 @@ class LiveSource:
                 problem = str(failure)
             if self._stop.is_set():
                 return
-            if not self.address.can_come_back or not self._reconnect:
+            over = problem == ENDED and self._has_end
+            if not self.address.can_come_back or not self._reconnect or over:
                 self._end(problem)
                 return
             if time.monotonic() - last > self._reconnect:
                 raise self._lost(problem)
             self._on_status("reconnecting" if self.connections else "connecting", problem)
-            self._stop.wait(backoff.next())
+            spent = time.monotonic() - began if self.address.is_listening else 0.0
+            self._stop.wait(max(0.0, backoff.next() - spent))
 
     def _end(self, problem: str) -> None:
         if not self.connections:
             raise InputError(f"{self.address.text} cannot be read as video ({problem}): check what it is")
-        if problem != "it ended":
+        if problem != ENDED:
             raise self._lost(problem)
 
     def _lost(self, problem: str) -> Exception:
         text = self.address.text
         if not self.connections:
-            return InputError(
-                f"{text} has sent nothing for {self._reconnect:g} seconds ({problem}): check address and sender, or wait "
-                "longer with --reconnect"
-            )
+            return InputError(f"{text} has sent nothing for {self._reconnect:g} seconds ({problem}): {self.ADVICE}")
         return LostError(f"{text} was lost ({problem})")
 
     def _connection(self) -> Iterator[SourceFrame]:
         """The frames of one connection. _BrokenError where it breaks."""
         with _failures(self.address.text), self._opened() as container:
+            self._has_end = self.address.may_be_whole and container.duration is not None
+            if self._has_end and self.connections:
+                # A broadcast that is over is there from its beginning on; that was shown.
+                return
             video = video_stream(container, Path(self.address.text))
             sound = self._sound(container)
             self._times.restart()
             first = True
+            for picture in self._pictures(container, video, sound):
+                if first:
+                    self._begin(video, picture, sound is not None)
+                yield self._frame(picture, first)
+                first = False
+
+    def _pictures(
+        self, container: InputContainer, video: VideoStream, sound: SoundReader | None
+    ) -> Iterator[VideoFrame]:
+        """What is decoded, to the last picture before a failure; sound goes its own way."""
+        import av
+
+        try:
             for packet in container.demux([video, *([sound.stream] if sound else [])]):
                 if self._stop.is_set():
                     return
                 if sound and packet.stream is sound.stream:
                     self._hear(sound, packet)
-                    continue
-                for picture in self._decoded(packet):
-                    if first:
-                        self._begin(video, picture, sound is not None)
-                    yield self._frame(picture, first)
-                    first = False
+                else:
+                    yield from self._decoded(packet.decode)
+        except (av.FFmpegError, OSError):
+            # Pictures are put in order by a decoder that holds some back.
+            yield from self._decoded(lambda: video.codec_context.decode(None))
+            raise
 
     @contextmanager
     def _opened(self) -> Iterator[InputContainer]:
@@ -183,7 +210,7 @@ class LiveSource:
             with av.open(
                 target,
                 format=address.format,
-                options=address.open_options(),
+                options=address.open_options(hold=self._hold),
                 timeout=timeout,
                 metadata_errors="replace",
             ) as container:
@@ -208,12 +235,12 @@ class LiveSource:
         text = f"{self.address.text}: {picture.width}x{picture.height} at {float(rate):g} frames per second"
         self._on_status("running", text)
 
-    def _decoded(self, packet: Packet[Any]) -> list[VideoFrame]:
+    def _decoded(self, decode: Callable[[], list[Any]]) -> list[VideoFrame]:
         import av
 
         try:
-            return packet.decode()
-        except av.error.InvalidDataError as error:
+            return decode()
+        except (av.error.InvalidDataError, av.error.EOFError) as error:
             # A stream that is joined in the middle begins with pictures that miss others.
             logger.debug("%s: %s", self.address.text, error)
             return []
@@ -252,9 +279,7 @@ def _failures(name: str) -> Iterator[None]:
     try:
         yield
     except av.error.ProtocolNotFoundError:
-        raise InputError(
-            f"{name} is of a protocol that this PyAV was built without; use udp, tcp, rtmp or another, or build PyAV with it"
-        ) from None
+        raise unknown_protocol(name) from None
     except av.error.ExitError:
         raise _BrokenError(f"nothing came for {SILENCE_SECONDS:g} seconds") from None
     except InputError as error:

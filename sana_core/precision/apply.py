@@ -17,6 +17,7 @@ from ..models.dit import SanaStreamingDiT
 from .formats import FORMATS, How
 from .layer import CONF, INPUT_SCALE, WEIGHT_ENDS, QuantLinear
 from .plan import UNQUANTIZED, Plan
+from .probe import on_device
 from .report import Report, report
 from .units import FUSED_KINDS, FUSED_MODULE, KINDS, Unit, units
 
@@ -31,14 +32,16 @@ def apply_plan(
     how: How | None = None,
     device: torch.device | str | None = None,
     on_layer: Callable[[], None] = lambda: None,
+    runs_on: torch.device | None = None,
 ) -> Report:
     """Quantizes the units of ``plan`` in place, weight by weight, and says what came of it.
 
     ``how`` forces the road of every product (default: in the format where the device does, else dequantized). ``device`` is
     where the network goes, without a copy of the quantized weights in full precision there. A fused network becomes split
     where the plan gives q, k, v and gate of a block different formats. Inputs of units without a calibrated amax are scaled
-    by their own. ``on_layer`` is called before each layer is quantized; raising from it leaves the network between. Raises
-    InputError for a plan of another network and for a network that is quantized.
+    by their own. ``on_layer`` is called before each layer is quantized; raising from it leaves the network between.
+    ``runs_on`` is where a host moves the network to run, if that is not where it stays. Raises InputError for a plan of another
+    network and for a network that is quantized.
     """
     plan.check(model.config, model.fingerprint)
     require_unquantized(model)
@@ -52,19 +55,19 @@ def apply_plan(
         linear.to(device)
         model.set_submodule(module, quantized(linear.weight, linear.bias, kind, amax, how))
     model.to(device)
-    prepare(model)
+    prepare(model, runs_on)
     model.fingerprint = mixed_fingerprint(model.fingerprint, plan)
-    return report(model, plan, before, network_bytes(model))
+    return report(model, plan, before, network_bytes(model), runs_on)
 
 
-def prepare(model: SanaStreamingDiT) -> None:
-    """Has every quantized layer find out what its device does, and with which others it can share its input."""
+def prepare(model: SanaStreamingDiT, runs_on: torch.device | None = None) -> None:
+    """Has every quantized layer find out what its device, or ``runs_on``, does, and with which others it shares its input."""
     for parent in model.modules():
         # Small numbers that repeat from block to block: compiled code is made for each value that it sees.
         groups: dict[Any, int] = {}
         for layer in parent.children():
             if isinstance(layer, QuantLinear):
-                layer.prepare(layer.weight.device, model.dtype)
+                layer.prepare(runs_on or layer.weight.device, model.dtype)
                 layer.share_group = groups.setdefault((layer.kind.name, layer.scale_value, layer.how), len(groups))
 
 
@@ -96,7 +99,8 @@ def quantized(
     if amax is not None and spec.unit:
         scale = spec.input_scale(torch.tensor(amax * HEADROOM)).to(weight.device)
     detached = None if bias is None else bias.detach()
-    return QuantLinear(spec.quantize(weight.detach()), detached, scale, how)
+    with on_device(weight.device):
+        return QuantLinear(spec.quantize(weight.detach()), detached, scale, how)
 
 
 def _modules(model: SanaStreamingDiT, plan: Plan) -> Iterator[tuple[str, str, float | None]]:
@@ -130,6 +134,22 @@ def split_attention(model: SanaStreamingDiT) -> None:
         del attn.qkvg
         attn.layout = "split"
     model.layout = "split"
+
+
+def twin(model: SanaStreamingDiT, dtype: torch.dtype | None = None, *, split: bool = False) -> SanaStreamingDiT:
+    """A network with the weights and kernels of ``model``, which stays as it is whatever is quantized in the twin.
+
+    In the dtype of ``model``, the default, both hold the very same tensors. ``split``: of the split layout.
+    """
+    dtype = dtype or model.dtype
+    made = SanaStreamingDiT(model.config, layout=model.layout, device="meta", dtype=dtype)
+    made.load_state_dict({name: value.to(dtype) for name, value in model.state_dict().items()}, assign=True)
+    first: Any = model.blocks[0]
+    made.eval().requires_grad_(False).use_kernels(first.kernels)
+    if split:
+        split_attention(made)
+    made.fingerprint = model.fingerprint
+    return made
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -211,11 +231,12 @@ def build_quantized(
     device: torch.device | str,
     dtype: torch.dtype,
     operations: Any = None,
+    runs_on: torch.device | None = None,
 ) -> SanaStreamingDiT:
     """The network of a quantized state dict whose other weights are shaped as Linears, frozen, in evaluation mode.
 
-    Never holds a quantized weight in full precision. ``operations`` are a host's, which read the keys themselves. Raises
-    CheckpointError that names ``source`` and the layer for anything that does not fit.
+    Never holds a quantized weight in full precision. ``operations`` are a host's, which read the keys themselves. ``runs_on``
+    as in :func:`apply_plan`. Raises CheckpointError that names ``source`` and the layer for anything that does not fit.
     """
     layout = "fused" if any(f".{FUSED_MODULE}." in key for key in state) else "split"
     skeleton = SanaStreamingDiT(config, layout=layout, device="meta", dtype=dtype)  # type: ignore[arg-type]
@@ -243,7 +264,7 @@ def build_quantized(
     if operations is not None:
         return _built_by_host(state, config, skeleton, device, dtype, operations)
     skeleton.load_state_dict({key: value.to(device, dtype) for key, value in plain.items()}, strict=False, assign=True)
-    prepare(skeleton)
+    prepare(skeleton, runs_on)
     return skeleton.eval().requires_grad_(False)
 
 

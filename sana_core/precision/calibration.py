@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import DiTConfig
 from ..models.dit import SanaStreamingDiT
 from .apply import HEADROOM, calibrate
-from .formats import FORMATS
 from .plan import Plan
-from .units import units
 
 # What a stream runs with (docs/model.md): four steps, and the pass that writes the state.
 _TIMESTEPS = (1000, 961, 893, 743, 0)
@@ -24,33 +20,21 @@ MADE_UP = f"random latents of unit variance, two chunks, headroom {HEADROOM:g}"
 NUM_PASSES = 2 * len(_TIMESTEPS)
 
 
-def needs_calibration(config: DiTConfig, plan: Plan) -> bool:
-    """Whether a unit has an input scale in its format, and no amax in the plan."""
-    return not _scaled(config, plan) <= plan.input_amax.keys()
-
-
-def _scaled(config: DiTConfig, plan: Plan) -> set[str]:
-    return {unit.name for unit in units(config) if FORMATS[plan.format_of(unit)].unit}
-
-
 def calibrated(
     model: SanaStreamingDiT,
     plan: Plan,
     device: torch.device | None = None,
     on_pass: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """``plan`` with an amax for every unit whose format has an input scale; as it is where none is lacking.
+    """``plan`` with an amax for every unit whose format has an input scale; itself where none is lacking.
 
     Runs ``model`` (not quantized) on made-up latents, source and text features of unit variance: networks of this kind work
     on normalized ones. A plan that was measured on footage has better values already. ``device`` is where inputs go, for a
     host that keeps weights elsewhere. ``on_pass`` is called before each of `NUM_PASSES`; raising from it stops.
     """
-    if not needs_calibration(model.config, plan):
+    if not plan.lacking_amax():
         return plan
-    needs = _scaled(model.config, plan)
-    seen = calibrate(model, lambda: made_up_passes(model, device, on_pass))
-    amax = {name: value for name, value in seen.items() if name in needs} | dict(plan.input_amax)
-    return dataclasses.replace(plan, input_amax=amax)
+    return plan.with_amax(calibrate(model, lambda: made_up_passes(model, device, on_pass)), made_up=True)
 
 
 @torch.inference_mode()

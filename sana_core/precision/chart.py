@@ -68,10 +68,10 @@ def _noise(point: Point, floor: float | None) -> float | None:
 
 def latency_label(table: LatencyTable) -> str:
     """What the milliseconds are, measured or projected."""
-    source = table.source
+    source, what = table.source, f"milliseconds per pass of {table.tokens} tokens in matrices"
     if source["kind"] == "measured":
-        return f"milliseconds per pass in matrices, measured on {source['device']}"
-    return f"milliseconds per pass in matrices, projected from the data sheet of {source['target']}"
+        return f"{what}, measured on {source['device']}"
+    return f"{what}, projected from the data sheet of {source['target']}"
 
 
 def map_figure(config: DiTConfig, plans: Mapping[str, Mapping[str, str]]) -> Any:

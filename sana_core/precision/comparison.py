@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ..evaluation.editor import StreamEditor
 from ..training.data.sources import Sample
-from .apply import calibrate, trial
-from .formats import FORMATS
+from .apply import trial, twin
 from .free_running import compare, outputs, running, under_plan
 from .journal import Journal
 from .pass_time import pass_times
 from .plan import UNQUANTIZED, Plan
-from .reference import Reference, noise_power, split_twin
+from .reference import Reference, noise_power
 from .report import unit_bytes
 
 # The row of the unquantized network with other rounding: what likeness can be expected of a free run at best.
@@ -63,7 +62,7 @@ class _Comparison:
         self.editor, self.reference, self.samples = editor, reference, samples
         self.journal, self.on_step = journal, on_step
         self.model = editor.model
-        self.exact = split_twin(self.model, torch.float32)
+        self.exact = twin(self.model, torch.float32, split=True)
         self._frames: list[Tensor] | None = None
 
     def row(self, name: str, plan: Plan) -> dict[str, Any]:
@@ -73,8 +72,8 @@ class _Comparison:
             self.on_step(name, "passes", 0)
             with trial(self.exact, plan):
                 noise = noise_power(self.exact, self.reference)
-            twin = split_twin(self.model)
-            frames = under_plan(self.editor, twin, plan, self.samples, self._telling(name))
+            copy = twin(self.model, split=True)
+            frames = under_plan(self.editor, copy, plan, self.samples, self._telling(name))
             return self._result(unit_bytes(plan, self.model.config), noise.mean, frames)
 
         found: dict[str, Any] = self.journal.value("compare", plan.digest(), measure)
@@ -91,12 +90,12 @@ class _Comparison:
         """The unquantized network in bfloat16, or where that is its dtype with plain operators instead of fused ones."""
 
         def measure() -> dict[str, Any]:
-            twin = split_twin(self.model, torch.bfloat16)
+            copy = twin(self.model, torch.bfloat16, split=True)
             if self.model.dtype == torch.bfloat16:
-                twin.use_kernels("eager")
+                copy.use_kernels("eager")
             self.on_step(FLOOR, "passes", 0)
-            noise = noise_power(twin, self.reference)
-            with running(self.editor, twin):
+            noise = noise_power(copy, self.reference)
+            with running(self.editor, copy):
                 frames = outputs(self.editor, self.samples, self._telling(FLOOR))
             return self._result(unit_bytes(Plan(UNQUANTIZED, {}), self.model.config), noise.mean, frames)
 
@@ -123,16 +122,7 @@ class _Comparison:
 
     def _with_amax(self, plan: Plan) -> Plan:
         """With an input scale for every unit that takes one, of the reference's passes."""
-        lacking = [name for name, kind in plan.formats.items() if FORMATS[kind].unit and name not in plan.input_amax]
-        if not lacking:
+        if not plan.lacking_amax():
             return plan
-        amax = self.journal.value("calibration", "input_amax", self._calibrate)
-        return dataclasses.replace(plan, input_amax={name: amax[name] for name in lacking} | dict(plan.input_amax))
-
-    @torch.no_grad()
-    def _calibrate(self) -> dict[str, float]:
-        def run() -> None:
-            for _ in self.reference.run(self.exact):
-                pass
-
-        return calibrate(self.exact, run)
+        found = self.journal.value("calibration", "input_amax", lambda: self.reference.input_amax(self.exact))
+        return plan.with_amax(found)

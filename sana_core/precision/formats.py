@@ -5,9 +5,11 @@ Weights are kept as ComfyUI keeps them in files. comfy-kitchen is imported when 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,6 +39,21 @@ def kitchen() -> Any:
             f'quantized weights need comfy-kitchen ({error}); pip install "sana-streaming[precision]", or use precision bf16'
         ) from error
     return comfy_kitchen
+
+
+def kitchen_version() -> str:
+    """Of comfy-kitchen."""
+    kitchen()
+    try:
+        return version("comfy-kitchen")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def kitchen_backends() -> str:
+    """Those of comfy-kitchen that are in use, by name."""
+    found: dict[str, dict[str, Any]] = kitchen().list_backends()
+    return " ".join(sorted(name for name, one in found.items() if one["available"] and not one["disabled"]))
 
 
 def _layout(name: str) -> Any:
@@ -121,6 +138,8 @@ class Format:
 
     def quantize(self, weight: Tensor) -> QuantWeight:
         """A floating-point weight [N, K] in this format, on its device."""
+        # comfy-kitchen computes in the dtype of the weight, whose rounding would come on top of the format's.
+        weight = weight.float()
         scale = {"scale": self.input_scale(weight.abs().amax())} if self.unit else {}
         layout = _layout(self.layout)
         data, params = layout.quantize(weight.contiguous(), **scale)
@@ -131,8 +150,8 @@ class Format:
     def dequantize(self, weight: QuantWeight, dtype: torch.dtype) -> Tensor:
         """The weight [N, K] in a floating-point dtype."""
         rows, columns = weight.shape
-        full = _layout(self.layout).dequantize(weight.tensors["weight"], self._params(weight, dtype))
-        return full[:rows, :columns]
+        full = _layout(self.layout).dequantize(weight.tensors["weight"], self._params(weight, _computing(dtype)))
+        return full[:rows, :columns].to(dtype)
 
     def quantize_input(self, x: Tensor, input_scale: Tensor | None) -> QuantInput:
         """x [M, K] in this format; without a scale the input's own amax gives one."""
@@ -146,7 +165,8 @@ class Format:
 
     def restore_input(self, x: QuantInput) -> Tensor:
         """The input [M, K] that the product sees, in its own dtype."""
-        return _layout(self.layout).dequantize(x.data, x.params)[: x.rows, : x.params.orig_shape[1]]
+        params = dataclasses.replace(x.params, orig_dtype=_computing(x.dtype))
+        return _layout(self.layout).dequantize(x.data, params)[: x.rows, : params.orig_shape[1]].to(x.dtype)
 
     def product(self, x: QuantInput, weight: QuantWeight, bias: Tensor | None, *, simulated: bool = False) -> Tensor:
         """x @ weight.T + bias [M, N]: by the device's product in this format, or the same numbers in full precision."""
@@ -162,9 +182,7 @@ class Format:
         """x [..., K] times the weight, plus bias [N]: [..., N] in the dtype of x."""
         if how == "dequantized":
             return F.linear(x, self.dequantize(weight, x.dtype), bias)
-        quantized = self.quantize_input(x.reshape(-1, x.shape[-1]), input_scale)
-        out = self.product(quantized, weight, bias, simulated=how == "simulated")
-        return out.reshape(*x.shape[:-1], weight.shape[0])
+        return self._linear(x, weight, bias, input_scale, simulated=how == "simulated")
 
     def restored(self, tensors: Mapping[str, Tensor], shape: tuple[int, int], rotation: int) -> QuantWeight:
         """A weight [N, K] from its tensors in a file."""
@@ -174,6 +192,13 @@ class Format:
         return _layout(self.layout).Params(
             scale=weight.tensors["weight_scale"], orig_dtype=dtype, orig_shape=weight.shape
         )
+
+    def _linear(
+        self, x: Tensor, weight: QuantWeight, bias: Tensor | None, input_scale: Tensor | None, *, simulated: bool
+    ) -> Tensor:
+        quantized = self.quantize_input(x.reshape(-1, x.shape[-1]), input_scale)
+        out = self.product(quantized, weight, bias, simulated=simulated)
+        return out.reshape(*x.shape[:-1], weight.shape[0])
 
     def _product(self, x: QuantInput, weight: QuantWeight, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -191,10 +216,14 @@ class _Float8(Format):
         return rows * columns + 4
 
     def _product(self, x: QuantInput, weight: QuantWeight, bias: Tensor | None) -> Tensor:
-        from comfy_kitchen.scaled_mm_v2 import scaled_mm_v2
-
-        data, scale = weight.tensors["weight"], weight.tensors["weight_scale"]
-        return scaled_mm_v2(x.data, data.t(), x.params.scale, scale, bias=bias, out_dtype=x.dtype)
+        data, scale = weight.tensors["weight"].t(), weight.tensors["weight_scale"]
+        scaled_mm = getattr(F, "scaled_mm", None)
+        if scaled_mm is None:
+            # Older releases of torch have this one.
+            return torch._scaled_mm(x.data, data, scale_a=x.params.scale, scale_b=scale, bias=bias, out_dtype=x.dtype)
+        whole = F.ScalingType.TensorWise
+        out: Tensor = scaled_mm(x.data, data, x.params.scale, whole, scale, whole, bias=bias, output_dtype=x.dtype)
+        return out
 
 
 class _Int8(Format):
@@ -207,15 +236,13 @@ class _Int8(Format):
         rows, columns = weight.shape
         group = self.rotation(columns)
         rotation = {"convrot": True, "convrot_groupsize": group} if group else {}
-        data, params = _layout(self.layout).quantize(weight.contiguous(), per_channel=True, **rotation)
+        data, params = _layout(self.layout).quantize(weight.float().contiguous(), per_channel=True, **rotation)
         return QuantWeight(self.name, {"weight": data, "weight_scale": params.scale}, (rows, columns), group)
 
-    def linear(
-        self, x: Tensor, weight: QuantWeight, bias: Tensor | None, input_scale: Tensor | None = None, how: How = "fast"
+    def _linear(
+        self, x: Tensor, weight: QuantWeight, bias: Tensor | None, input_scale: Tensor | None, *, simulated: bool
     ) -> Tensor:
         # Exact integer sums: the product on any device is the simulation.
-        if how == "dequantized":
-            return F.linear(x, self.dequantize(weight, x.dtype), bias)
         data, scale = weight.tensors["weight"], weight.tensors["weight_scale"]
         rotation = (weight.rotation > 0, weight.rotation or _ROTATIONS[0])
         code = kitchen().DTYPE_TO_CODE[x.dtype]
@@ -281,6 +308,11 @@ class _NVFloat4(Format):
             bias=bias,
             out_dtype=x.dtype,
         )
+
+
+def _computing(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of ``dtype`` are dequantized in. comfy-kitchen casts scales to it, of which float16 loses digits."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _padded(size: int, block: int) -> int:

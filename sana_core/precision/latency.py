@@ -18,16 +18,20 @@ from ..benchmark.timing import Clock, Run, Timing, time_in_turns
 from ..config import DiTConfig
 from ..errors import InputError
 from ..models.attention import AttentionLayout
+from ..streaming.chunks import CHUNK_LATENTS
 from .apply import linear_of, quantized
-from .formats import FORMATS
+from .formats import FORMATS, kitchen_backends, kitchen_version
 from .layer import QuantLinear
 from .plan import UNQUANTIZED, Plan
+from .probe import on_device
 from .units import FUSED_KINDS, KINDS, Unit, block_units
 
 # Passes that one prompt serves: five for each of the 40 chunks of a one-minute clip.
 PASSES_PER_PROMPT = 200
 # Largest value of the random inputs; the time does not depend on it.
 _AMAX = 6.0
+# Latent pixels of a frame as the released networks are trained, and as smaller ones here are.
+_RELEASED_PIXELS, _SMALL_PIXELS = 22 * 40, 20 * 32
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,11 @@ def fused_rows(shared: Iterable[Unit]) -> int:
     return sum(unit.rows for unit in shared)
 
 
+def trained_tokens(config: DiTConfig) -> int:
+    """M of a chunk at the size that a network of ``config`` is for: 704x1280 as released, nano's 160x256 for smaller ones."""
+    return CHUNK_LATENTS * (_RELEASED_PIXELS if config.hidden_size >= DiTConfig().hidden_size else _SMALL_PIXELS)
+
+
 def shapes(config: DiTConfig, tokens: int) -> list[tuple[int, int, int]]:
     """The distinct (M, N, K) of a network's units, with q, k, v and gate as one and as four."""
     inside = block_units(config, 0)
@@ -154,8 +163,9 @@ def measure_entry(name: str, device: torch.device, dtype: torch.dtype, budget: f
     if isinstance(layer, QuantLinear):
         road = layer.road(x)
         if road == "fast" and not layer.kind.quantizes_inside:
-            runs |= _parts(layer, x)
-    timings = _time(runs, device, budget)
+            with on_device(device):
+                runs |= _parts(layer, x)
+    timings = timed(runs, device, budget)
     linear = timings["linear"]
     product, quantize = (1000 * timings[part].median if part in timings else None for part in ("product", "quantize"))
     total = 1000 * linear.median
@@ -174,15 +184,17 @@ def _parts(layer: QuantLinear, x: torch.Tensor) -> dict[str, Run]:
 
 
 @torch.no_grad()
-def _time(runs: Mapping[str, Run], device: torch.device, budget: float) -> dict[str, Timing]:
-    ready = {name: graphed(run) if device.type == "cuda" else run for name, run in runs.items()}
-    for run in ready.values():
-        run()
-    return time_in_turns(ready, Clock(device, flush=True), budget)
+def timed(runs: Mapping[str, Run], device: torch.device, budget: float) -> dict[str, Timing]:
+    """Timings of runs in turns, with flushed caches, on a GPU each as one CUDA graph. ``budget``: seconds for each."""
+    with on_device(device):
+        ready = {name: graphed(run) if device.type == "cuda" else run for name, run in runs.items()}
+        for run in ready.values():
+            run()
+        return time_in_turns(ready, Clock(device, flush=True), budget)
 
 
 def graphed(run: Run) -> Run:
-    """``run`` as one CUDA graph, after calls that let kernels compile and be chosen."""
+    """``run`` as one CUDA graph on the current device, after calls that let kernels compile and be chosen."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -203,7 +215,11 @@ def graphed(run: Run) -> Run:
 def measured_source(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What a measured table says of itself."""
     how = "CUDA graph, caches flushed, median" if device.type == "cuda" else "caches flushed, median"
-    return {"kind": "measured", "how": how, "dtype": str(dtype).removeprefix("torch."), **header(device)}
+    made_with = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "comfy_kitchen": f"{kitchen_version()} {kitchen_backends()}",
+    }
+    return {"kind": "measured", "how": how, **made_with, **header(device)}
 
 
 # Projected.
@@ -211,26 +227,27 @@ def measured_source(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Target:
-    """A card by its data sheet: operations per second by format, bytes per second of memory."""
+    """A card by its data sheet: operations per second by format, bytes per second of memory.
+
+    A format that is not in ``rates`` has no product there and is dequantized.
+    """
 
     name: str
     rates: Mapping[str, float]
     memory: float
 
 
-def _target(name: str, rates: Mapping[str, float]) -> Target:
+def _target(name: str, **rates: float) -> Target:
     card = next(card for card in CARDS if card.name == name)
-    return Target(name, {UNQUANTIZED: card.bf16, **rates}, card.memory)
+    by_format = {kind.name: rates[base] for kind in FORMATS.values() if (base := kind.name.partition("-")[0]) in rates}
+    return Target(name, {UNQUANTIZED: card.bf16, **by_format}, card.memory)
 
 
-# Dense, float32 sums (docs/precision.md). A format that is not listed has no product there and is dequantized.
+# Dense, float32 sums (docs/precision.md); a rotated format has the products of the plain one.
 TARGETS = {
-    "rtx4090": _target("RTX 4090", {"fp8": 330e12, "int8": 661e12, "int8-hadamard": 661e12}),
-    "rtx5090": _target(
-        "RTX 5090",
-        {"fp8": 419e12, "int8": 838e12, "int8-hadamard": 838e12, "mxfp8": 838e12, "nvfp4": 1676e12},
-    ),
-    "h100": _target("H100 SXM", {"fp8": 1979e12, "int8": 1979e12, "int8-hadamard": 1979e12}),
+    "rtx4090": _target("RTX 4090", fp8=330e12, int8=661e12),
+    "rtx5090": _target("RTX 5090", fp8=419e12, int8=838e12, mxfp8=838e12, nvfp4=1676e12),
+    "h100": _target("H100 SXM", fp8=1979e12, int8=1979e12),
 }
 
 

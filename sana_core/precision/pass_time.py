@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..benchmark.timing import Clock, Timing, time_in_turns
+from ..benchmark.timing import Timing
 from ..models.dit import SanaStreamingDiT
-from .apply import apply_plan, network_bytes
-from .latency import graphed
+from .apply import apply_plan, network_bytes, twin
+from .latency import timed
 from .plan import Plan
 from .reference import Reference, in_dtype
 
@@ -41,12 +41,10 @@ def pass_times(
     device = next(model.parameters()).device
     runs, reports = {}, {}
     for name, plan in plans.items():
-        twin = same_layout_twin(model)
-        reports[name] = (apply_plan(twin, plan), network_bytes(twin))
-        run = _late_pass(twin, reference)
-        runs[name] = graphed(run) if device.type == "cuda" else run
-        runs[name]()
-    timings = time_in_turns(runs, Clock(device, flush=True), seconds)
+        copy = twin(model)
+        reports[name] = (apply_plan(copy, plan), network_bytes(copy))
+        runs[name] = _late_pass(copy, reference)
+    timings = timed(runs, device, seconds)
     base = next(timings[name] for name, plan in plans.items() if not plan.formats)
     return {name: _pass_time(timing, base, *reports[name]) for name, timing in timings.items()}
 
@@ -55,15 +53,6 @@ def _pass_time(timing: Timing, base: Timing, report: Any, num_bytes: int) -> Pas
     return PassTime(
         1000 * timing.median, 1000 * timing.spread, timing.median / base.median, num_bytes, dict(report.emulated)
     )
-
-
-def same_layout_twin(model: SanaStreamingDiT) -> SanaStreamingDiT:
-    """A network on the very weights of ``model``, to be quantized in its stead."""
-    twin = SanaStreamingDiT(model.config, layout=model.layout, device="meta", dtype=model.dtype)
-    twin.load_state_dict(model.state_dict(), assign=True)
-    twin.eval().requires_grad_(False)
-    twin.fingerprint = model.fingerprint
-    return twin
 
 
 def _late_pass(model: SanaStreamingDiT, reference: Reference) -> Callable[[], object]:

@@ -37,6 +37,8 @@ class Plan:
     model: fingerprint of the network that it was measured on; empty for a preset, which fits any.
     input_amax: unit name -> largest absolute value seen in its input, for formats with a stored activation scale.
     device, measurements: where the plan came from, and what was measured there (any JSON object).
+    made_up: the units of input_amax whose value is from made-up latents. Its last bits differ between devices, so it is no
+        part of what the plan is.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Plan:
     input_amax: Mapping[str, float] = field(default_factory=dict)
     device: str = ""
     measurements: Mapping[str, Any] = field(default_factory=dict)
+    made_up: frozenset[str] = frozenset()
 
     def format_of(self, unit: Unit) -> str:
         return self.formats.get(unit.name, UNQUANTIZED)
@@ -59,7 +62,23 @@ class Plan:
     def digest(self) -> str:
         """Short hash of what the plan does, not of where it came from."""
         does = sorted((name, kind) for name, kind in self.formats.items() if kind != UNQUANTIZED)
-        return hashlib.sha256(json.dumps([does, sorted(self.input_amax.items())]).encode()).hexdigest()[:16]
+        amax = sorted((name, value) for name, value in self.input_amax.items() if name not in self.made_up)
+        return hashlib.sha256(json.dumps([does, amax]).encode()).hexdigest()[:16]
+
+    def lacking_amax(self) -> list[str]:
+        """Units whose format has an input scale, and whose inputs the plan says nothing of."""
+        return [name for name, kind in self.formats.items() if FORMATS[kind].unit and name not in self.input_amax]
+
+    def with_amax(self, amax: Mapping[str, float], *, made_up: bool = False) -> Plan:
+        """The plan with ``amax`` for the units of :meth:`lacking_amax`, which stay without where it is no positive number.
+
+        Itself where there is none to add. ``made_up``: the values are from made-up latents.
+        """
+        added = {name: amax[name] for name in self.lacking_amax() if _is_amax(amax.get(name))}
+        if not added:
+            return self
+        marked = self.made_up | added.keys() if made_up else self.made_up
+        return dataclasses.replace(self, input_amax=added | dict(self.input_amax), made_up=marked)
 
     def check(self, config: DiTConfig, fingerprint: str = "") -> None:
         """InputError unless the plan is of this network: its units, known formats, and its fingerprint where both say one."""
@@ -82,6 +101,7 @@ class Plan:
         values = dataclasses.asdict(self)
         values["formats"] = _by_kind(self.formats)
         values["input_amax"] = _by_kind(self.input_amax)
+        values["made_up"] = _by_kind(dict.fromkeys(sorted(self.made_up), True))
         return {"format": FILE_FORMAT, "version": FILE_VERSION} | {
             k: v for k, v in values.items() if v or k == "formats"
         }
@@ -101,14 +121,25 @@ class Plan:
                 f"{source} is a precision plan of version {values.get('version')!r}; this release reads {FILE_VERSION}"
             )
         rest = {key: value for key, value in values.items() if key not in ("format", "version")}
-        types = {"name": str, "formats": dict, "model": str, "input_amax": dict, "device": str, "measurements": dict}
+        types = {
+            "name": str,
+            "formats": dict,
+            "model": str,
+            "input_amax": dict,
+            "device": str,
+            "measurements": dict,
+            "made_up": dict,
+        }
         for key, value in rest.items():
             if key not in types or not isinstance(value, types[key]):
                 raise InputError(f"{source} has {key} = {value!r}; a plan has {', '.join(types)}")
         if not {"name", "formats"} <= rest.keys():
             raise InputError(f"{source} is an incomplete precision plan: it needs name and formats")
-        rest["formats"] = _by_unit(rest["formats"], source, lambda value: isinstance(value, str))
-        rest["input_amax"] = _by_unit(rest.get("input_amax", {}), source, _is_amax)
+        rest["formats"] = _by_unit(
+            rest["formats"], source, lambda value: isinstance(value, str), "the name of a format"
+        )
+        rest["input_amax"] = _by_unit(rest.get("input_amax", {}), source, _is_amax, "a positive number")
+        rest["made_up"] = frozenset(_by_unit(rest.get("made_up", {}), source, lambda value: value is True, "true"))
         _check_formats(str(source), rest["formats"])
         return cls(**rest)
 
@@ -192,18 +223,19 @@ def _ranges(values: Iterable[tuple[int, Any]]) -> Iterable[tuple[str, Any]]:
     return ((f"{first}-{last}" if first != last else f"{first}", value) for first, last, value in runs)
 
 
-def _by_unit(values: Mapping[str, Any], source: str | Path, fits: Callable[[Any], bool]) -> dict[str, Any]:
-    """The inverse of :func:`_by_kind`."""
+def _by_unit(values: Mapping[str, Any], source: str | Path, fits: Callable[[Any], bool], wanted: str) -> dict[str, Any]:
+    """The inverse of :func:`_by_kind`; ``wanted`` says what fits."""
     found: dict[str, Any] = {}
     for kind, per_range in values.items():
         for text, value in per_range.items() if isinstance(per_range, dict) else [("", None)]:
             match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text)
             blocks = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
             names = [f"blocks.{block}.{kind}" for block in blocks]
-            if not names or not fits(value) or not found.keys().isdisjoint(names):
+            if not names or not found.keys().isdisjoint(names):
                 raise InputError(
-                    f"{source} has {kind}: {per_range!r}; give each block once, as in "
-                    '{"0-5": "fp8", "6": "nvfp4"}, with a format or a positive number'
+                    f'{source} has {kind}: {per_range!r}; give each block once, as in {{"0-5": VALUE, "6": VALUE}}'
                 )
+            if not fits(value):
+                raise InputError(f"{source} has {value!r} for {kind} in blocks {text}; give {wanted}")
             found |= dict.fromkeys(names, value)
     return found

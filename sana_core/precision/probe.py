@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from .formats import FORMATS, Format
+from .formats import FORMATS, Format, QuantWeight
 
 logger = logging.getLogger(__name__)
 
 # The fewest rows that every product takes.
 _ROWS = 128
-# Rounding of the output, which the two roads do not share.
-_MAX_ERROR = 0.02
+# Rounding of the output, which the two roads do not share; and of the input too, where only the product quantizes it.
+_MAX_ERROR, _MAX_INSIDE = 0.02, 0.03
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
-
-# Formats whose products a GPU has, by compute capability. None was tried on such a GPU by the project; the probe decides.
-CAPABILITIES: dict[tuple[int, int], tuple[str, ...]] = {
-    (8, 9): ("fp8", "int8", "int8-hadamard"),
-    (9, 0): ("fp8", "int8", "int8-hadamard"),
-    (10, 0): ("fp8", "int8", "int8-hadamard", "mxfp8", "nvfp4"),
-    (12, 0): ("fp8", "int8", "int8-hadamard", "mxfp8", "nvfp4"),
-}
 
 
 class Probe(NamedTuple):
@@ -75,15 +70,32 @@ def _try(kind: Format, device: torch.device, rows: int, columns: int, dtype: tor
     if reason := obstacle(kind, device, dtype):
         return Probe(False, reason)
     draw = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(size, columns, generator=draw).to(device, dtype) for size in (_ROWS, rows))
+    sizes = ((_ROWS, columns), (rows, columns), (rows,))
+    x, weight, bias = (torch.randn(size, generator=draw).to(device, dtype) for size in sizes)
     try:
-        quantized = kind.quantize(weight)
-        out = kind.linear(x, quantized, None, how="fast")
-        want = kind.linear(x, quantized, None, how="simulated")
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        # What a missing kernel raises differs between torch, cuBLAS and comfy-kitchen.
+        with on_device(device):
+            quantized = kind.quantize(weight)
+            out = kind.linear(x, quantized, bias, how="fast")
+            want = _expected(kind, x, quantized, bias)
+    except torch.OutOfMemoryError:
+        # Says nothing of the product.
+        raise
+    except Exception as error:
+        # What a missing kernel raises differs between torch, cuBLAS, triton and comfy-kitchen, and has no common base.
         return Probe(False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
     distance = ((out.float() - want.float()).norm() / want.float().norm()).item()
-    if not distance < _MAX_ERROR:
+    if not distance < (_MAX_INSIDE if kind.quantizes_inside else _MAX_ERROR):
         return Probe(False, f"the product of [{rows}, {columns}] is off by {distance:.2g}")
     return Probe(True)
+
+
+def _expected(kind: Format, x: Tensor, weight: QuantWeight, bias: Tensor) -> Tensor:
+    """What the fast product is near to: by full precision, of the same input where that is quantized before the product."""
+    if kind.quantizes_inside:
+        return F.linear(x.float(), kind.dequantize(weight, torch.float32), bias.float())
+    return kind.linear(x, weight, bias, how="simulated")
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """``device`` as the current one, which kernels, events and graphs go by; nothing to do for a CPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

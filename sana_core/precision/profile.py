@@ -6,21 +6,20 @@ Every number goes into a journal as soon as it is there, so a profile that was s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from ..benchmark.results import device_name
+from ..benchmark.results import device_name, today
 from ..config import DiTConfig
 from ..errors import InputError
 from ..models.dit import SanaStreamingDiT
-from ..streaming.chunks import CHUNK_LATENTS
 from ..streaming.options import StreamOptions
-from .apply import calibrate, require_unquantized, trial
-from .formats import FORMATS
+from .apply import require_unquantized, trial, twin
+from .formats import FORMATS, kitchen_version
 from .journal import Journal
 from .latency import (
     TARGETS,
@@ -31,9 +30,10 @@ from .latency import (
     needed,
     plan_latency,
     projected,
+    trained_tokens,
 )
 from .plan import UNQUANTIZED, Plan, preset, preset_names
-from .reference import PLACES, CalibrationClip, Reference, clips_digest, noise_power, record, split_twin
+from .reference import PLACES, CalibrationClip, Reference, clips_digest, noise_power, record
 from .report import unit_bytes
 from .solve import Problem, Selection, budgets, front, least_error, least_latency, plan_error, problems
 from .units import units
@@ -42,9 +42,7 @@ Source = Literal["measured", "projected"]
 Sizes = Literal["own", "2b"]
 QUANTIZED = tuple(name for name in FORMATS if name != UNQUANTIZED)
 FRONT_POINTS = 24
-# The released network's chunk at 704x1280.
-_TOKENS_2B = CHUNK_LATENTS * 22 * 40
-# Of a chosen plan, unless told otherwise: no more summed error than this preset.
+# Of a chosen plan, unless told otherwise: no more summed error than this format in all units.
 DEFAULT_BAR = "fp8"
 AUTO = "auto"
 
@@ -68,9 +66,11 @@ class ProfileSettings:
     Attributes:
         formats: that a unit may take, beside staying as it is.
         latency: ``measured`` on the network's device, or ``projected`` from the data sheet of ``target``.
-        sizes: latencies at the network's ``own`` sizes, or, projected only, with each block as one of the 2B network
-            (``2b``) at 704x1280: a small network's matrices are too small for any format to pay.
+        sizes: latencies at the network's ``own`` sizes, or with each block as one of the 2B network (``2b``): a small
+            network's matrices are too small for any format to pay.
         seconds: for each part of a measured latency.
+        tokens: M of the latencies, what a chunk has; None: at the size that the network of ``sizes`` is for. Plans for other
+            sizes of frames differ, since small products wait for their weights.
     """
 
     formats: tuple[str, ...] = QUANTIZED
@@ -78,6 +78,7 @@ class ProfileSettings:
     target: str = "rtx5090"
     sizes: Sizes = "own"
     seconds: float = 0.2
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.formats if name not in QUANTIZED]:
@@ -89,8 +90,6 @@ class ProfileSettings:
                 f"latency {self.latency} at sizes {self.sizes} is unknown; use {' or '.join(get_args(Source))} at "
                 f"{' or '.join(get_args(Sizes))}"
             )
-        if self.latency == "measured" and self.sizes == "2b":
-            raise InputError("latencies at the sizes 2b are projected, not measured; use own sizes, or project them")
         if self.latency == "projected" and self.target not in TARGETS:
             raise InputError(f"no latencies can be projected for {self.target}; targets are {', '.join(TARGETS)}")
 
@@ -99,6 +98,10 @@ class ProfileSettings:
         if self.sizes == "own":
             return config
         return replace(DiTConfig(), depth=config.depth, softmax_layers=config.softmax_layers)
+
+    def tokens_of(self, config: DiTConfig) -> int:
+        """M of the latencies of a profile of a network of ``config``."""
+        return self.tokens or trained_tokens(self.network(config))
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,8 @@ class Profile:
     def choose(self, *, max_latency: float | None = None, max_error: float | None = None) -> Point:
         """The plan of least error within a share of the unquantized latency, or the fastest within a summed noise power.
 
-        Without either: the fastest that errs no more than uniform fp8. InputError for two budgets, and for one that no plan
-        fits.
+        Without either: the fastest that errs no more than :attr:`bar` in all units. InputError for two budgets, and for one
+        that no plan fits.
         """
         if max_latency is not None and max_error is not None:
             raise InputError("give a latency budget or an error budget, not both")
@@ -184,31 +187,32 @@ class Profile:
                 )
             return self._of(selection)
         if max_error is None:
-            max_error = self._default_error()
+            max_error = plan_error(uniform_plan(self.bar, self.config).formats, self.errors)
         selection = least_latency(found, max_error)
         if selection is None:
             raise InputError(f"no plan errs by {max_error:g} or less; use 0 or more")
         return self._of(selection)
 
-    def _default_error(self) -> float:
-        name = DEFAULT_BAR if DEFAULT_BAR in self.settings.formats else self.settings.formats[0]
-        return plan_error(uniform_plan(name, self.config).formats, self.errors)
+    @property
+    def bar(self) -> str:
+        """The format whose errors are the budget where none is given: fp8, or the first one where fp8 was not profiled."""
+        return DEFAULT_BAR if DEFAULT_BAR in self.settings.formats else self.settings.formats[0]
 
     def _of(self, selection: Selection) -> Point:
         return self.point(Plan(AUTO, selection.formats))
 
     def plan(self, point: Point, name: str = AUTO) -> Plan:
         """The plan to apply or keep in a file, with input scales and what was measured."""
-        needs = {unit: self.amax[unit] for unit, kind in point.formats.items() if FORMATS[kind].unit}
         measured = {
             "latency_ms": point.latency,
             "unquantized_latency_ms": self.point(Plan(UNQUANTIZED, {})).latency,
-            "latency": dict(self.table.source),
+            "latency": {**self.table.source, "tokens": self.table.tokens},
             "summed_noise_power": point.error,
             "teacher_forced_sqnr_db": point.sqnr,
             "calibration_clips": self.clips,
         }
-        return Plan(name, point.formats, self.fingerprint, needs, self.device, measured)
+        plan = Plan(name, point.formats, self.fingerprint, device=self.device, measurements=measured)
+        return plan.with_amax(self.amax)
 
 
 def decibels(noise: float) -> float:
@@ -230,8 +234,9 @@ class Profiler:
     """One network on its clips: measures what the journal lacks.
 
     ``model`` is not changed; it must not be quantized. Errors are measured in float32, where no rounding but that of the
-    formats counts, latencies in the dtype of ``model``. ``places`` are the chunks of each clip to look at. ``on_progress`` is
-    called before every measurement, and stops the profile by raising.
+    formats counts, latencies in the dtype of ``model``. ``places`` are the chunks of each clip to look at. ``tf32`` is for
+    networks whose errors do not matter (see :func:`.reference.float32_products`). ``on_progress`` is called before every
+    measurement, and stops the profile by raising.
     """
 
     def __init__(
@@ -243,13 +248,14 @@ class Profiler:
         journal: Path | None = None,
         options: StreamOptions | None = None,
         places: Sequence[str] = PLACES,
+        tf32: bool = False,
         on_progress: OnProgress = lambda progress: None,
     ) -> None:
         require_unquantized(model)
         if not clips:
             raise InputError("there is no calibration clip; give one or more")
-        self.model, self.clips, self.dtype = split_twin(model, torch.float32), clips, model.dtype
-        self.places = tuple(places)
+        self.model, self.clips, self.dtype = twin(model, torch.float32, split=True), clips, model.dtype
+        self.places, self.tf32 = tuple(places), tf32
         self.settings, self.options = settings or ProfileSettings(), options or StreamOptions()
         self.device = next(model.parameters()).device
         self.on_progress = on_progress
@@ -257,29 +263,18 @@ class Profiler:
         self._reference: Reference | None = None
 
     def _identity(self) -> dict[str, Any]:
-        """What all numbers of a journal have in common."""
-        settings = asdict(self.settings)
-        del settings["formats"], settings["seconds"]
+        """What all errors of a journal have in common; they depend on neither the device nor the latencies."""
         return {
             "model": self.model.fingerprint,
             "config": self.model.config.to_dict(),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": device_name(self.device),
-            "torch": torch.__version__,
             "clips": clips_digest(self.clips),
             "clip_count": len(self.clips),
             "options": self.options.to_dict(),
             "places": list(self.places),
-            "settings": settings,
-            "tokens": self._tokens(),
+            "tf32": self.tf32,
+            "comfy_kitchen": kitchen_version(),
         }
-
-    def _tokens(self) -> int:
-        """M of a pass: of a chunk of the first clip's grid, or of the 2B network's."""
-        if self.settings.sizes == "2b":
-            return _TOKENS_2B
-        rows, columns = self.clips[0].source.shape[3:]
-        return CHUNK_LATENTS * rows * columns
 
     def run(self) -> Profile:
         """Everything that is lacking, then the profile."""
@@ -316,7 +311,7 @@ class Profiler:
         """Noise power of the unquantized network in bfloat16, which no plan has to stay below."""
 
         def measure() -> dict[str, Any]:
-            return asdict(noise_power(split_twin(self.model, torch.bfloat16), self.reference()))
+            return asdict(noise_power(twin(self.model, torch.bfloat16, split=True), self.reference()))
 
         found: float = self._step("check", 0, 1, "bfloat16", measure)["mean"]
         return found
@@ -338,33 +333,34 @@ class Profiler:
             def tell(clip: int, chunk: int) -> None:
                 self.on_progress(Progress("record", clip, total, f"{self.clips[clip].name}, chunk {chunk}"))
 
-            self._reference = record(self.model, self.clips, self.options, tell, self.places)
+            self._reference = record(self.model, self.clips, self.options, tell, self.places, self.tf32)
         return self._reference
 
     def _known_amax(self) -> dict[str, float]:
-        def measure() -> dict[str, float]:
-            reference = self.reference()
-            with torch.no_grad():
-                return calibrate(self.model, lambda: _exhaust(reference.run(self.model)))
-
-        found: dict[str, float] = self.journal.value("calibration", "input_amax", measure)
+        found: dict[str, float] = self.journal.value(
+            "calibration", "input_amax", lambda: self.reference().input_amax(self.model)
+        )
         return found
 
     def _table(self) -> LatencyTable:
-        config, settings, tokens = self.settings.network(self.model.config), self.settings, self._tokens()
+        config, settings = self.settings.network(self.model.config), self.settings
+        tokens = settings.tokens_of(self.model.config)
         if settings.latency == "projected":
             return projected(config, tokens, settings.formats, settings.target)
+        source = measured_source(self.device, self.dtype)
+        # Latencies of another device, or made with other software, go into a section of their own.
+        made_with = [source[name] for name in ("device", "torch", "comfy_kitchen", "dtype")]
+        section = " / ".join(["latency", *made_with, f"{settings.seconds:g} s"])
         names = needed(config, tokens, settings.formats)
-        entries = {}
+        found = {}
         for number, name in enumerate(names):
-            entry = self._step("latency", number, len(names), name, lambda name=name: self._latency(name))  # type: ignore[misc]
-            entries[name] = Latency(**entry)
-        return LatencyTable(tokens, config.max_text_tokens, entries, measured_source(self.device, self.dtype))
+            self.on_progress(Progress("latency", number, len(names), name))
+            found[name] = self.journal.value(section, name, lambda name=name: self._latency(name))  # type: ignore[misc]
+        entries = {name: Latency(**entry["times"]) for name, entry in found.items()}
+        dates = sorted(entry["date"] for entry in found.values())
+        source["date"] = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+        return LatencyTable(tokens, config.max_text_tokens, entries, source)
 
     def _latency(self, name: str) -> dict[str, Any]:
-        return asdict(measure_entry(name, self.device, self.dtype, self.settings.seconds))
-
-
-def _exhaust(passes: Iterator[Any]) -> None:
-    for _ in passes:
-        pass
+        times = asdict(measure_entry(name, self.device, self.dtype, self.settings.seconds))
+        return {"date": today(), "times": times}

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from ..streaming.options import StreamOptions
 from ..streaming.passes import Passes
 from ..streaming.sampler import commit_chunk, sample_chunk
 from ..streaming.state import DiTState
-from .apply import split_attention
+from .apply import calibrate
 
 # Chunks that are looked at: without a past, with the shortest one, and the last.
 PLACES = ("first", "early", "late")
@@ -69,10 +70,14 @@ class RecordedChunk:
 
 @dataclass(frozen=True)
 class Reference:
-    """Recorded chunks of the calibration clips, and the embedded instruction of each clip."""
+    """Recorded chunks of the calibration clips, and the embedded instruction of each clip.
+
+    tf32: what the matrix products of float32 were and are (see :func:`float32_products`).
+    """
 
     chunks: Sequence[RecordedChunk]
     prompts: Sequence[PromptEmbedding]
+    tf32: bool = False
 
     def context(self, model: SanaStreamingDiT, clip: int) -> PromptContext:
         """The instruction of a clip as the blocks of ``model`` read it."""
@@ -88,6 +93,17 @@ class Reference:
             for timestep, x, wanted in chunk.passes:
                 velocity, _ = _run_pass(model, timestep, x, chunk.source, context, state)
                 yield chunk, timestep, velocity, wanted
+
+    @torch.no_grad()
+    def input_amax(self, model: SanaStreamingDiT) -> dict[str, float]:
+        """What the input of each unit of ``model`` (not quantized) reaches in these passes; see :func:`calibrate`."""
+
+        def run() -> None:
+            for _ in self.run(model):
+                pass
+
+        with float32_products(self.tf32):
+            return calibrate(model, run)
 
 
 def _rewritten(model: SanaStreamingDiT, chunk: RecordedChunk, context: PromptContext) -> DiTState:
@@ -138,21 +154,23 @@ def record(
     options: StreamOptions | None = None,
     on_chunk: Callable[[int, int], None] = lambda clip, chunk: None,
     places: Collection[str] = PLACES,
+    tf32: bool = False,
 ) -> Reference:
     """Streams each clip through ``model`` and keeps its first, second and last chunk, or those of ``places``.
 
-    ``on_chunk`` is called before each with the numbers of clip and chunk; raising from it stops. InputError for no clip, and
-    for one of fewer than three chunks.
+    ``on_chunk`` is called before each with the numbers of clip and chunk; raising from it stops. ``tf32``: see
+    :func:`float32_products`. InputError for no clip, and for one of fewer than three chunks.
     """
     options = options or StreamOptions()
     chunks, prompts = [], []
     for number, clip in enumerate(clips):
         prompts.append(clip.prompt)
-        recorded = _record_clip(model, clip, number, options, on_chunk)
-        chunks += [chunk for chunk in recorded if chunk.place in places]
+        with float32_products(tf32):
+            recorded = _record_clip(model, clip, number, options, on_chunk)
+            chunks += [chunk for chunk in recorded if chunk.place in places]
     if not prompts:
         raise InputError("there is no calibration clip; give one or more")
-    return Reference(chunks, prompts)
+    return Reference(chunks, prompts, tf32)
 
 
 def _record_clip(
@@ -180,8 +198,7 @@ def _record_clip(
         on_chunk(number, chunk)
         before, passes = state.clone(), _Recorder(model)
         part, drawn = source[:, :, start:stop], noise.draw(chunk, start, stop - start)
-        with quick_float32():
-            _, written = sample_chunk(model, state, context, drawn, part, options, carry=True, passes=passes)
+        _, written = sample_chunk(model, state, context, drawn, part, options, carry=True, passes=passes)
         commit_chunk(state, written, stop - start, last=False)
         timestep, x, _ = passes.seen[-1]
         if not options.reuse_last_step:
@@ -207,17 +224,6 @@ def in_dtype(state: Sequence[BlockState] | None, dtype: torch.dtype) -> list[Blo
             memory = Window(memory.keys.to(dtype), memory.values.to(dtype), memory.used)
         cast.append(BlockState(memory, block.frame.to(dtype)))
     return cast
-
-
-def split_twin(model: SanaStreamingDiT, dtype: torch.dtype | None = None) -> SanaStreamingDiT:
-    """A network of the split layout with the weights of ``model``, which stays as it is; in its dtype they are shared."""
-    dtype = dtype or model.dtype
-    twin = SanaStreamingDiT(model.config, layout=model.layout, device="meta", dtype=dtype)
-    twin.load_state_dict({name: value.to(dtype) for name, value in model.state_dict().items()}, assign=True)
-    twin.eval().requires_grad_(False)
-    split_attention(twin)
-    twin.fingerprint = model.fingerprint
-    return twin
 
 
 def clips_digest(clips: Iterable[CalibrationClip]) -> str:
@@ -249,7 +255,7 @@ def noise_power(model: SanaStreamingDiT, reference: Reference) -> NoisePower:
     The velocity of the pass at t = 0 goes nowhere and does not count; the state that this pass writes does.
     """
     found: list[tuple[str, str, Tensor]] = []
-    with quick_float32():
+    with float32_products(reference.tf32):
         for chunk, timestep, velocity, wanted in reference.run(model):
             error = (velocity.float() - wanted.float()).square().sum() / wanted.float().square().sum()
             found.append((chunk.place, f"{timestep:g}", error))
@@ -265,14 +271,20 @@ def noise_power(model: SanaStreamingDiT, reference: Reference) -> NoisePower:
 
 
 @contextlib.contextmanager
-def quick_float32() -> Iterator[None]:
-    """Matrix products of float32 on a GPU in TF32: finer than any format here, and several times as fast."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Matrix products and convolutions of float32 in float32 also on a GPU, or in TF32.
+
+    TF32 is several times as fast there, and its rounding comes near to that of int8, which then looks worse than it is.
+    """
+    settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [each.allow_tf32 for each in settings]
     try:
+        for each in settings:
+            each.allow_tf32 = tf32
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        for each, value in zip(settings, before, strict=True):
+            each.allow_tf32 = value
 
 
 def _mean(values: Sequence[float]) -> float:

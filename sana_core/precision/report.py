@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from ..config import DiTConfig
 from ..models.dit import SanaStreamingDiT
@@ -46,25 +48,37 @@ class Report:
         return text
 
 
-def report(model: SanaStreamingDiT, plan: Plan, bytes_before: int, bytes_after: int) -> Report:
-    """Of a model to which ``plan`` was applied; probes the products on its device where no road is forced."""
+def report(
+    model: SanaStreamingDiT, plan: Plan, bytes_before: int, bytes_after: int, runs_on: torch.device | None = None
+) -> Report:
+    """Of a model to which ``plan`` was applied; probes the products on its device, or ``runs_on``, where no road is forced."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLinear)}
     asked = {unit.module_in(model.layout): plan.format_of(unit) for unit in units(model.config)}
-    emulated: dict[str, str] = {}
-    for layer in (layer for layer in layers.values() if layer.how is None):
-        found = probe(layer.kind.name, layer.weight.device, *layer.shape, model.dtype)
-        if not found.fast:
-            emulated.setdefault(layer.kind.name, found.reason)
     return Report(
         plan=plan.name,
         layout=model.layout,
         bytes_before=bytes_before,
         bytes_after=bytes_after,
         parameters=parameters_by_format(plan, model.config),
-        emulated=emulated,
+        emulated=_emulated([layer for layer in layers.values() if layer.how is None], model.dtype, runs_on),
         unrotated=tuple(n for n, layer in layers.items() if FORMATS[asked[n]].rotates and not layer.rotation),
         dynamic=sum(layer.kind.unit > 0 and layer.input_scale is None for layer in layers.values()),
     )
+
+
+def _emulated(layers: Sequence[QuantLinear], dtype: torch.dtype, runs_on: torch.device | None) -> dict[str, str]:
+    """By format why layers of it are dequantized, and how many of them where it is not all."""
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        found = probe(layer.kind.name, runs_on or layer.weight.device, *layer.shape, dtype)
+        reasons.setdefault(layer.kind.name, []).append("" if found.fast else found.reason)
+    return {kind: _reason(found) for kind, found in reasons.items() if any(found)}
+
+
+def _reason(found: Sequence[str]) -> str:
+    """Of what was found for each layer of a format, nothing where its product runs."""
+    failed = [reason for reason in found if reason]
+    return failed[0] if len(failed) == len(found) else f"in {len(failed)} of {len(found)} layers, as {failed[0]}"
 
 
 def parameters_by_format(plan: Plan, config: DiTConfig) -> dict[str, int]:

@@ -7,7 +7,10 @@ problems, and the better answer of both counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,10 +75,6 @@ class Selection:
     formats: Mapping[str, str]
     latency: float
     error: float
-
-    def dominates(self, latency: float, error: float, slack: float = 2 * TOLERANCE) -> bool:
-        """Whether it is no slower and no worse than that, up to the solver's tolerance."""
-        return self.latency <= latency * (1 + slack) and self.error <= error * (1 + slack)
 
 
 def problems(config: DiTConfig, table: LatencyTable, errors: Errors) -> list[Problem]:
@@ -209,6 +208,21 @@ def _solver() -> tuple[Any, Any, Any]:
     return Bounds, LinearConstraint, milp
 
 
+@contextlib.contextmanager
+def _output_to_stderr() -> Iterator[None]:
+    """The solver's library prints remarks past Python, which are no part of a program's output."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    with contextlib.ExitStack() as stack:
+        # A program without a terminal may have neither.
+        with contextlib.suppress(OSError):
+            kept = os.dup(1)
+            stack.callback(os.close, kept)
+            os.dup2(2, 1)
+            stack.callback(os.dup2, kept, 1)
+        yield
+
+
 class _Model:
     """A problem as arrays: a binary variable for each choice, then one for each shared cost."""
 
@@ -245,13 +259,14 @@ class _Model:
             constraints.append(LinearConstraint(costs[None] * scale, -np.inf, limit * scale * (1 + TOLERANCE / 2)))
         # The solver stops at a fixed absolute gap, which has to be small beside the objective.
         scale = _OBJECTIVE / max(float(objective.max()) * len(self.problem.choices), 1e-300)
-        answer = milp(
-            objective * scale,
-            integrality=np.ones(self.size),
-            bounds=Bounds(0, self._upper),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
+        with _output_to_stderr():
+            answer = milp(
+                objective * scale,
+                integrality=np.ones(self.size),
+                bounds=Bounds(0, self._upper),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0},
+            )
         if answer.x is None:
             return None
         return self.problem.selection(self._picks(answer.x))

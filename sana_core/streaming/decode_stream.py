@@ -15,6 +15,7 @@ from ..models.stream_decoder import DecoderName, StreamDecoder, stream_decoder
 from .edited_chunk import EditedChunk
 from .frame_stream import Commit, FrameStream, OnProgress
 from .lanes import Lane, Mark
+from .options import StreamOptions
 from .state import StreamState
 
 
@@ -68,6 +69,13 @@ class DecodeStream(FrameStream[EditedChunk]):
         return self._decoder.name
 
     @property
+    def options(self) -> StreamOptions:
+        """In force."""
+        options = self.state.settings.options
+        assert options is not None
+        return options
+
+    @property
     def frames_held(self) -> int:
         """Frames of finished chunks that come out with the next ones: 16 or so with chunk_tile, and what overlap puts off."""
         state = self.state
@@ -109,9 +117,7 @@ class DecodeStream(FrameStream[EditedChunk]):
 
     def _units(self, chunk: int, last: bool) -> int:
         """Network passes and VAE calls for a chunk."""
-        options = self.state.settings.options
-        assert options is not None
-        return options.passes(options.carries(chunk, last)) + 2
+        return self.options.passes(self.options.carries(chunk, last)) + 2
 
     def _decode(self, chunk: int, latents: torch.Tensor, before: VAEState, last: bool) -> tuple[torch.Tensor, VAEState]:
         """The frames [F, 3, H, W] that a chunk's latents complete, and the decoder's state after them."""

@@ -22,11 +22,12 @@ from .pool import Page, Slot, StatePool
 
 
 class DiTState:
-    """The transformer's memory: six verbs, ``read``, ``write``, ``restart``, ``to``, ``tensors``, ``restore``.
+    """The transformer's memory: ``read``, ``write``, ``restart``, ``forget``, ``reserve``, ``to``, ``tensors``, ``restore``.
 
     Per GDN block (kv [B, h, D, D], z [B, h, D]) in float32, per softmax block keys and values [B, h, capacity * S, D] of the
     sink and the window in time order, with room for those of one more chunk behind them, per block the last frame before the
-    temporal convolution [B, 1, S, C]. All lie in one page of ``pool``, taken at the first write, and keep their place.
+    temporal convolution [B, 1, S, C]. All lie in one page of ``pool``, taken at the first write, and keep their place, unless
+    more is reserved.
 
     ``num_chunks`` and ``num_frames`` count from the start of the stream, ``position`` from the last restart.
     """
@@ -48,6 +49,8 @@ class DiTState:
         self._pool = pool or StatePool()
         # None while there are no buffers, and for those of a file that were not read yet.
         self._page: Page | None = None
+        # Of a memory that has moved: what is still to be written may lie there.
+        self._old_page: Page | None = None
 
     @classmethod
     def for_plan(cls, plan: ChunkPlan, options: StreamOptions, pool: StatePool | None = None) -> DiTState:
@@ -80,11 +83,30 @@ class DiTState:
         return first[1] if self.sink_token and first is not None and first[0] == self.anchor_chunk else 0
 
     def restart(self, num_frames: int) -> None:
-        """Counts one more chunk, of ``num_frames`` latent frames, and forgets everything; positions begin at 0 again."""
+        """Counts one more chunk, of ``num_frames`` latent frames, and forgets everything."""
         self.num_chunks += 1
         self.num_frames += num_frames
+        self.forget()
+
+    def forget(self) -> None:
+        """Empties the memory; positions begin at 0 again."""
         self.anchor_chunk, self.anchor_frame = self.num_chunks, self.num_frames
         self.segments = []
+
+    def reserve(self, plan: ChunkPlan, options: StreamOptions) -> None:
+        """Makes room for all that is held where anchors are those of ``options`` from here on, whatever they were before."""
+        window, sink, every = self.num_cached_blocks, self.sink_token, options.anchor_every
+        if window > 0 or plan.total_latents is not None:
+            needed = plan.cache_capacity(window, sink)
+        else:
+            # Nothing is forgotten before the next anchor.
+            ahead = CHUNK_LATENTS * (-self.num_chunks % every)
+            needed = max(plan.cache_capacity(window, sink, every), self.position + ahead)
+        if needed > self.capacity_frames:
+            self.capacity_frames = needed
+            if self._buffers:
+                self._old_page = self._page
+                self._lay_out(self._buffers)
 
     def read(self, sink_shift: int = 0) -> list[BlockState] | None:
         """What each block reads before the next chunk; None while empty. Views: only the room behind them is written to.
@@ -92,6 +114,7 @@ class DiTState:
         With ``sink_shift`` softmax blocks see the sink that many latent frames later. Their keys are then copies, made
         from the keys as they were written, so nothing adds up over a long stream.
         """
+        self._old_page = None
         if self.is_empty:
             return None
         if self._page is None:

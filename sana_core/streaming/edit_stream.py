@@ -6,14 +6,13 @@ Ties geometry, VAE, transformer and state together, chunk by chunk. Knows nothin
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..errors import InputError
 from ..models.causal_vae import CausalVAE, VAEState
 from ..models.dit import PromptContext, SanaStreamingDiT
-from ..models.prompt import PromptEmbedding
 from .chunks import ChunkPlan
 from .clip_latents import ClipLatents, LatentsRecorder
 from .decode_stream import DecodeStream
@@ -26,7 +25,7 @@ from .passes import GraphedPasses, Passes, default_passes
 from .pool import StatePool
 from .prompt_encoders import FixedPrompts, PreparedPrompts, PromptEncoder
 from .prompt_schedule import FramePrompts, check_frame_prompts, place_at
-from .sampler import check_latent_channels, check_streaming, commit_chunk, prompt_context, sample_chunk
+from .sampler import check_latent_channels, check_streaming, commit_chunk, embedded_context, sample_chunk
 from .state import DiTState, StreamSettings, StreamState
 
 __all__ = [
@@ -38,6 +37,7 @@ __all__ = [
     "PromptEncoder",
     "check_networks",
     "check_size",
+    "embedded_context",
 ]
 
 
@@ -179,9 +179,7 @@ class EditStream(DecodeStream):
         self._model_lane = Lane(self.device)
         self._encoded: _Encoded | None = None
         self._given, self._recorder = given, recorder
-        assert state.settings.options is not None
-        frame_shape = (model.config.in_channels, *self._grid)
-        self._noise = ChunkNoise(state.settings.options, self.plan.total_latents, frame_shape)
+        self._noise = self._noise_of(self.options)
         self._context: PromptContext | None = None
         self._memory()
         self._embed_prompt()
@@ -201,10 +199,12 @@ class EditStream(DecodeStream):
         """The transformer's memory, on its device; made for a stream that has none yet."""
         state = self.state
         if state.dit is None:
-            assert state.settings.options is not None
-            state.dit = DiTState.for_plan(self.plan, state.settings.options, self._pool)
+            state.dit = DiTState.for_plan(self.plan, self.options, self._pool)
         state.dit.to(self.device)
         return state.dit
+
+    def _noise_of(self, options: StreamOptions) -> ChunkNoise:
+        return ChunkNoise(options, self.plan.total_latents, (self.model.config.in_channels, *self._grid))
 
     @property
     def noise_mode(self) -> str:
@@ -220,6 +220,19 @@ class EditStream(DecodeStream):
             self.state.prompt = previous
             raise
         self.state.prompt_changes += 1
+
+    def set_options(self, options: StreamOptions) -> None:
+        """Changes options from the next chunk on; nothing is reset, and a saved state has them.
+
+        Where ``anchor_every`` makes an anchor of the next chunk, it begins with an empty memory; where it had made one of it,
+        it does all the same. InputError for options that may not change: see :meth:`StreamOptions.check_change`.
+        """
+        before, state = self.options, self.state
+        before.check_change(options, self.plan)
+        noise = self._noise if options.seed == before.seed else self._noise_of(options)
+        if options.anchor_every != before.anchor_every:
+            self._memory().reserve(self.plan, options)
+        state.settings, self._noise = replace(state.settings, options=options), noise
 
     def _follow_schedule(self) -> None:
         """Puts the prompt in force that the next chunk asks for."""
@@ -283,10 +296,11 @@ class EditStream(DecodeStream):
 
     def _denoise(self, chunk: int, num_frames: int, last: bool) -> tuple[torch.Tensor, VAEState, Commit]:
         """Edited latents of the chunk of the first ``num_frames`` waiting frames, the encoder after it, and the commit."""
-        options = self.state.settings.options
-        assert options is not None
         assert self._context is not None
-        memory = self._memory()
+        options, memory = self.options, self._memory()
+        if options.is_anchor(chunk):
+            # It was emptied after the chunk before, unless anchors have changed since then.
+            memory.forget()
         self._follow_schedule()
         units = self._units(chunk, last)
         encoded = self._take_encoded(chunk, num_frames)
@@ -352,33 +366,12 @@ class EditStream(DecodeStream):
 
     def _embed_prompt(self) -> None:
         """Encodes the prompts in force and forms the keys and values that every chunk reads."""
-        state, options = self.state, self.state.settings.options
-        assert options is not None
+        state, options = self.state, self.options
         with self._timed("text", self._model_lane), torch.no_grad():
             positive = self.text.encode(state.prompt)
             negative = self.text.encode_negative(state.negative_prompt) if options.guided else None
             self.text.unload()
             self._context = embedded_context(self.model, options, positive, negative, self.device)
-
-
-def embedded_context(
-    model: SanaStreamingDiT,
-    options: StreamOptions,
-    positive: PromptEmbedding,
-    negative: PromptEmbedding | None,
-    device: torch.device,
-) -> PromptContext:
-    """The prompts as the blocks read them. InputError for embeddings of another width than the model's."""
-    width = model.config.caption_channels
-    if positive.embeds.shape[-1] != width:
-        raise InputError(
-            f"the text encoder gives {positive.embeds.shape[-1]} channels, the model takes {width}; "
-            "use the text encoder that belongs to the model"
-        )
-    embeds, mask = positive.embeds.to(device), positive.mask.to(device)
-    if negative is None:
-        return prompt_context(model, options, embeds, mask)
-    return prompt_context(model, options, embeds, mask, negative.embeds.to(device), negative.mask.to(device))
 
 
 def check_networks(model: SanaStreamingDiT, vae: CausalVAE) -> None:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import InputError
-from .chunks import CHUNK_LATENTS, LIVE_FIRST_LATENTS
+from .chunks import CHUNK_LATENTS, LIVE_FIRST_LATENTS, ChunkPlan
 
 NoiseMode = Literal["clip", "chunk"]
 # Beyond this length the noise of a whole clip is no longer drawn at once.
 MAX_CLIP_NOISE_LATENTS = 1024
 MAX_SEED = 2**64 - 1
+# What a stream's memory, prompt and noise are made with once it has begun.
+_FIXED = ("num_cached_blocks", "sink_token", "cfg_mask", "noise", "noise_device")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,25 @@ class StreamOptions:
         if total_latents is None or total_latents > MAX_CLIP_NOISE_LATENTS:
             return "chunk"
         return self.noise
+
+    def check_change(self, changed: StreamOptions, plan: ChunkPlan) -> None:
+        """InputError unless a stream of ``plan`` that runs with these options can go on with ``changed``.
+
+        It cannot with others of the window, of masks and of noise, nor with guidance where there was none or the other way
+        round; nor, where the noise of the whole clip is drawn at once, with another seed.
+        """
+        fixed = list(_FIXED)
+        if self.noise_mode(plan.total_latents) == "clip":
+            fixed.append("seed")
+        if self.guided != changed.guided:
+            fixed.append("cfg_scale")
+        for name in fixed:
+            if (mine := getattr(self, name)) != (wanted := getattr(changed, name)):
+                raise InputError(
+                    f"{name} cannot change from {mine} to {wanted} while a stream runs, which is made with it; keep it, or "
+                    "start a new stream"
+                )
+        plan.cache_capacity(changed.num_cached_blocks, changed.sink_token, changed.anchor_every)
 
     def first_difference(self, other: StreamOptions) -> tuple[str, Any, Any]:
         """(name, own value, other value) of the first option in which the two differ."""

@@ -27,6 +27,8 @@ Capture = Callable[[Call], tuple[Callable[[], None], Result]]
 # Calls of a kind before it is recorded: as many as a chunk has, which compile kernels and choose algorithms.
 PLAIN_CALLS = 5
 MOST_KINDS = 16
+# Timesteps whose part is kept: far more than a stream uses, unless its steps are changed again and again.
+MOST_TIMESTEPS = 64
 
 
 class _Arguments(NamedTuple):
@@ -75,6 +77,8 @@ class Passes:
             return self.model.modulation(torch.full((len(x),), timestep, device=x.device))
         key = timestep, len(x), x.device
         if key not in self._modulations:
+            if len(self._modulations) == MOST_TIMESTEPS:
+                self._modulations.clear()
             self._modulations[key] = self.model.modulation(torch.full((len(x),), timestep, device=x.device))
         return self._modulations[key]
 

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..models.dit import BlockState, PromptContext, SanaStreamingDiT
+from ..models.prompt import PromptEmbedding
 from ..sampling.flow_match import euler_step, streaming_schedule
 from .chunks import cache_capacity, chunk_boundaries, spans
 from .options import StreamOptions
@@ -40,6 +41,26 @@ def prompt_context(
         raise ValueError(f"cfg_scale {options.cfg_scale} needs the embeddings and the mask of a negative prompt")
     masks = mask if options.cfg_mask == "positive" else torch.cat([_rows(negative_mask, embeds), _rows(mask, embeds)])
     return model.prompt_context(torch.cat([negative_embeds.to(embeds), embeds]), masks)
+
+
+def embedded_context(
+    model: SanaStreamingDiT,
+    options: StreamOptions,
+    positive: PromptEmbedding,
+    negative: PromptEmbedding | None,
+    device: torch.device,
+) -> PromptContext:
+    """The prompts as the blocks read them. InputError for embeddings of another width than the model's."""
+    width = model.config.caption_channels
+    if positive.embeds.shape[-1] != width:
+        raise InputError(
+            f"the text encoder gives {positive.embeds.shape[-1]} channels, the model takes {width}; "
+            "use the text encoder that belongs to the model"
+        )
+    embeds, mask = positive.embeds.to(device), positive.mask.to(device)
+    if negative is None:
+        return prompt_context(model, options, embeds, mask)
+    return prompt_context(model, options, embeds, mask, negative.embeds.to(device), negative.mask.to(device))
 
 
 def _rows(mask: torch.Tensor | None, embeds: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ UNDECODED = "undecoded."
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What may not change while a stream runs. Empty fields are not decided yet.
+    """What may not change while a stream runs, but for some of the options. Empty fields are not decided yet.
 
     antialias: how frames of another size are made smaller (:func:`..video.geometry.resize_and_crop`).
     height, width: size of the edited video in pixels. total_frames: length of the clip in pixel frames, None if unknown.
@@ -72,7 +72,7 @@ class StreamState:
     """One video being edited, at a chunk border.
 
     Attributes:
-        settings: what may not change.
+        settings: what does not change, and the options in force.
         dit: memory of the transformer; None before its first chunk.
         encoder, decoder: caches of the VAE's two directions; empty at the start.
         undecoded: latents [1, C, T, h, w] of chunks that were denoised and not given out, in order: see `EditStream`'s overlap.

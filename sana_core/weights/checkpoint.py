@@ -73,6 +73,20 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[st
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
 
 
+def read_sizes(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of one safetensors file without their values, on the meta device. Raises as :func:`read_safetensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    _require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            sizes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
+    return {key: torch.empty(size, device="meta") for key, size in sizes.items()}
+
+
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     _require_file(index)
     weight_map = read_json(index).get("weight_map")

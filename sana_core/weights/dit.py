@@ -7,17 +7,18 @@ layout.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..config import DIT_PRESETS, DiTConfig, read_json, spread_layers
+from ..config import DiTConfig, read_json
 from ..errors import CheckpointError, InputError
 from ..models.attention import AttentionLayout
 from ..models.dit import SanaStreamingDiT
@@ -34,27 +35,25 @@ from .checkpoint import (
     read_checkpoint,
     shapes,
 )
+from .dit_sizes import check_kind, infer_config
+from .file_names import CONFIG_NAME, WEIGHTS_NAME
 from .safetensors_file import save_safetensors
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
 # Metadata of a quantized file: the network's, which cannot be told from its weights.
 FINGERPRINT = "fingerprint"
 # In the release's files, never read by a forward pass.
 DEAD_KEYS = frozenset({"pos_embed", "y_embedder.y_embedding"})
 # Rows of the fused projection, in this order.
 FUSED_PARTS = ("q", "k", "v", "output_gate")
-# Keys that every file has and buffers that it may have, whose shapes give sizes, with their number of dimensions.
-_SIZED = {
-    "x_embedder.proj.weight": 5,
-    "final_layer.linear.weight": 2,
-    "y_embedder.y_proj.fc1.weight": 2,
-    "blocks.0.mlp.inverted_conv.conv.weight": 4,
-}
-_SIZED_BUFFERS = {"pos_embed": 3, "y_embedder.y_embedding": 2}
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+# Called with a network whose weights it may change.
+Change = Callable[[SanaStreamingDiT], None]
+
+
+def _keep(model: SanaStreamingDiT) -> None:
+    """Changes nothing."""
 
 
 def official_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
@@ -157,73 +156,6 @@ def model_state(
         yield f"{prefix}.qkvg.bias", torch.cat([gate_bias.new_zeros(3 * gate_bias.numel()), gate_bias])
 
 
-def infer_config(official: Mapping[str, tuple[int, ...]], source: str | Path) -> DiTConfig:
-    """The config that a release-style file must have, from its shapes. CheckpointError when it is no such file.
-
-    A file of the released width has the released sizes: blocks that are absent altogether are missing keys. At any other
-    width the softmax blocks must lie as the release spreads them, which a file that lost its last blocks breaks unless it
-    ends with a softmax block.
-    """
-    _check_sizes(official, source)
-    depth = 1 + max(int(match[1]) for key in official if (match := _BLOCK.match(key)))
-    softmax = tuple(i for i in range(depth) if f"blocks.{i}.attn.A_log" not in official)
-    heads = next((s[0] for key, s in official.items() if key.endswith(".attn.A_log")), 0)
-    q_dims = len(official.get(f"blocks.{softmax[0]}.attn.q.weight", ())) if softmax else 0
-    width, total_channels = official["x_embedder.proj.weight"][:2]
-    in_channels = official["final_layer.linear.weight"][0]
-    preset = next((p for p in DIT_PRESETS.values() if p.hidden_size == width and q_dims == _q_dims(p)), None)
-    if preset is not None:
-        return preset
-    if not softmax or not heads or width % (2 * heads) or softmax != spread_layers(depth, len(softmax)):
-        raise CheckpointError(
-            f"{source} has no config and its sizes do not follow from its shapes ({depth} blocks, of which softmax "
-            f"{softmax}; width {width}, {heads} heads): blocks are missing, or it needs its {CONFIG_NAME} beside it and "
-            f"the name {WEIGHTS_NAME}"
-        )
-    positions = official.get("pos_embed", (1, 484, width))[1]
-    return DiTConfig(
-        variant="streaming" if q_dims == 3 else "bidirectional",
-        depth=depth,
-        hidden_size=width,
-        num_heads=heads,
-        in_channels=in_channels,
-        source_channels=total_channels - in_channels,
-        caption_channels=official["y_embedder.y_proj.fc1.weight"][1],
-        max_text_tokens=official.get("y_embedder.y_embedding", (300,))[0],
-        mlp_ratio=official["blocks.0.mlp.inverted_conv.conv.weight"][0] / (2 * width),
-        softmax_layers=softmax,
-        pos_embed_size=round(positions**0.5),
-    )
-
-
-def _check_kind(official: Iterable[str], source: str | Path) -> None:
-    """CheckpointError for keys of another network."""
-    keys = list(official)
-    if not any(key in keys for key in _SIZED):
-        raise CheckpointError(
-            f"{source} is not a SANA-Streaming transformer: it has no {next(iter(_SIZED))}; its first keys are "
-            f"{', '.join(keys[:3])}. Give the file of the DiT, for example sana_streaming_ar.pth"
-        )
-
-
-def _check_sizes(official: Mapping[str, tuple[int, ...]], source: str | Path) -> None:
-    """CheckpointError unless every key that sizes are read from is there, with the right number of dimensions."""
-    if absent := [key for key in _SIZED if key not in official]:
-        raise CheckpointError(f"{source} is an incomplete SANA-Streaming transformer: missing {', '.join(absent)}")
-    sized = _SIZED | _SIZED_BUFFERS | {key: 1 for key in official if key.endswith(".attn.A_log")}
-    for key, dims in sized.items():
-        shape = official.get(key)
-        if shape is not None and (len(shape) != dims or 0 in shape):
-            raise CheckpointError(
-                f"{source} has {key} of shape {shape}; a SANA-Streaming transformer has {dims} dimensions there, "
-                "none of them 0: download it again"
-            )
-
-
-def _q_dims(config: DiTConfig) -> int:
-    return 3 if config.variant == "streaming" else 2
-
-
 def dit_file(path: str | Path) -> Path:
     """The weight file that ``path`` names: itself, or of a folder the one in it or in its ``dit/``.
 
@@ -257,7 +189,7 @@ def read_dit(path: str | Path) -> tuple[dict[str, torch.Tensor], DiTConfig]:
 
 def checked_config(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: Path) -> DiTConfig:
     """The config of the official ``state`` read from ``path``; CheckpointError unless keys, shapes and dtypes are right."""
-    _check_kind(state, path)
+    check_kind(state, path)
     config = _read_config(path, metadata) or infer_config(shapes(state), path)
     # First, since a quantized file also has keys of its own.
     check_dtypes({key: value for key, value in state.items() if key not in DEAD_KEYS}, path)
@@ -305,23 +237,31 @@ def load_dit(
     operations: Any = nn,
     precision: Plan | str | Path | None = None,
     quantized_operations: Any = None,
+    change: Change = _keep,
+    runs_on: torch.device | None = None,
 ) -> SanaStreamingDiT:
     """The transformer from what :func:`read_dit` takes: the release's file, a folder of :func:`save_dit`, a bundle.
 
     ``precision`` is a plan, a preset or the file of a plan, which then also picks the layout; a file that is quantized
     itself takes none. ``quantized_operations`` makes the layers of a network that is quantized either way, as ``operations``
-    does of any other; None: this package's own. Raises InputError for a plan of another network.
+    does of any other; None: this package's own. ``change`` is called with the network before a plan quantizes it, to merge
+    a LoRA for example. ``runs_on`` is where a host moves a quantized file's network to run, if not on ``device``. Raises
+    InputError for a plan of another network.
     """
     path = dit_file(path)
     state, metadata = read_checkpoint(path)
     if is_quantized(state):
         if precision is not None:
             raise InputError(f"{path} is quantized already; give the plan with the file that it was made from")
-        return load_quantized(state, metadata, path, device, dtype, quantized_operations)
+        model = load_quantized(state, metadata, path, device, dtype, quantized_operations, runs_on)
+        change(model)
+        return model
     config = checked_config(state, metadata, path)
     if precision is None:
-        return build_dit(state, config, layout=layout, device=device, dtype=dtype, operations=operations)
-    return quantize_dit(state, config, precision, device, dtype, quantized_operations)
+        model = build_dit(state, config, layout=layout, device=device, dtype=dtype, operations=operations)
+        change(model)
+        return model
+    return quantize_dit(state, config, precision, device, dtype, quantized_operations, change)
 
 
 def quantize_dit(
@@ -331,19 +271,24 @@ def quantize_dit(
     device: torch.device | str,
     dtype: torch.dtype,
     operations: Any = None,
+    change: Change = _keep,
 ) -> SanaStreamingDiT:
-    """The network of official weights (already checked) under a plan; ``operations`` as in :func:`load_dit`.
+    """The network of official weights (already checked) under a plan; ``operations`` and ``change`` as in :func:`load_dit`.
 
-    A host's operations do not measure their inputs, so input scales that the plan lacks are calibrated for them.
+    Input scales that the plan lacks are calibrated on made-up latents, as in the file that ``convert`` writes.
     """
     plan = precision if isinstance(precision, Plan) else choose_plan(precision, config)
     plan.check(config)
     model = build_dit(official, config, layout=plan.layout(config), device="cpu", dtype=dtype)
+    plan.check(config, model.fingerprint)
+    change(model)
+    # The plan is of these weights as they were before the change.
+    plan = calibrated(model, dataclasses.replace(plan, model=""))
     if operations is None:
         for line in apply_plan(model, plan, device=device).lines():
             logger.info("%s", line)
         return model
-    apply_plan(model, calibrated(model, plan))
+    apply_plan(model, plan)
     state = quantized_state(model)
     built = build_quantized(state, config, "the plan", device=device, dtype=dtype, operations=operations)
     built.fingerprint = model.fingerprint
@@ -357,8 +302,12 @@ def load_quantized(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     operations: Any = None,
+    runs_on: torch.device | None = None,
 ) -> SanaStreamingDiT:
-    """The network of a quantized file's content; ``operations`` as in :func:`load_dit`. CheckpointError for any other."""
+    """The network of a quantized file's content; ``operations`` and ``runs_on`` as in :func:`load_dit`.
+
+    CheckpointError for any other.
+    """
     config = _read_config(path, metadata)
     if config is None:
         raise CheckpointError(
@@ -366,7 +315,7 @@ def load_quantized(
             f"{WEIGHTS_NAME}, or make it anew: python -m sana_streaming convert ORIGINAL {path} --precision PLAN"
         )
     linears = {key: _as_linear(key, value, config) for key, value in state.items() if key not in DEAD_KEYS}
-    model = build_quantized(linears, config, path, device=device, dtype=dtype, operations=operations)
+    model = build_quantized(linears, config, path, device=device, dtype=dtype, operations=operations, runs_on=runs_on)
     model.fingerprint = metadata.get(FINGERPRINT) or fingerprint(linears)
     return model
 

@@ -23,7 +23,7 @@ from ..errors import CheckpointError, InputError
 from ..models.dit import SanaStreamingDiT
 from ..precision.apply import linear_of
 from ..precision.layer import QuantLinear
-from .checkpoint import fingerprint, read_safetensors
+from .checkpoint import fingerprint, read_safetensors, read_sizes
 from .dit import FUSED_PARTS, from_official
 from .hub import resolve_uri
 from .hub_address import SCHEME, parse_uri
@@ -129,6 +129,11 @@ def lora_changes(model: SanaStreamingDiT, lora: LoraChoice, mix: str) -> tuple[l
     return changes, mix
 
 
+def check_lora(file: str | Path) -> None:
+    """Raises CheckpointError for a file that is a LoRA of no such model, whatever its sizes: before there is a model."""
+    _by_layer(read_sizes(file), file)
+
+
 def _restore(model: SanaStreamingDiT, names: set[str]) -> None:
     """Puts the quantized layers of these names back to the network's dtype."""
     layers = {name: model.get_submodule(name) for name in sorted(names)}
@@ -161,10 +166,7 @@ def _changes(model: SanaStreamingDiT, tensors: Mapping[str, Tensor], lora: LoraC
     """Every layer of a file, checked against the model."""
     changes = []
     for name, parts in _by_layer(tensors, lora.file).items():
-        if DOWN not in parts or UP not in parts:
-            lacking = DOWN if DOWN not in parts else UP
-            raise CheckpointError(f"{lora.file} has {name} without {lacking}; copy or download it again")
-        sizes = " and ".join(f"{end[1:]} {tuple(parts[end].shape)}" for end in (UP, DOWN))
+        sizes = _sizes(parts)
         place = _place_of(model, name)
         if place is None:
             raise CheckpointError(f"{lora.file} changes {name} by {sizes}, which the model does not have; {_REMEDY}")
@@ -184,7 +186,7 @@ def _changes(model: SanaStreamingDiT, tensors: Mapping[str, Tensor], lora: LoraC
 
 
 def _by_layer(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each layer by `DOWN`, `UP` and `ALPHA`."""
+    """The tensors of each layer by `DOWN`, `UP` and `ALPHA`, of which the first two have one rank."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key in sorted(tensors):
         end = next((end for end in _ENDS if key.endswith(end)), None)
@@ -192,14 +194,27 @@ def _by_layer(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, dict
         if end is None or prefix is None:
             raise CheckpointError(
                 f"{file} is not a LoRA of this model: it has {key} {tuple(tensors[key].shape)}; keys must be "
-                f"{PREFIX}<layer>{DOWN}, {UP} and {ALPHA}"
+                f"{PREFIX}<layer>{DOWN}, {UP} and {ALPHA}: {_REMEDY}"
             )
         parts = layers.setdefault(key.removeprefix(prefix).removesuffix(end), {})
         if parts.setdefault(_ENDS[end], tensors[key]) is not tensors[key]:
             raise CheckpointError(f"{file} has {key} twice, under two names; {_REMEDY}")
     if not layers:
         raise CheckpointError(f"{file} is not a LoRA: it is empty; copy or download it again")
+    for name, parts in layers.items():
+        if DOWN not in parts or UP not in parts:
+            lacking = DOWN if DOWN not in parts else UP
+            raise CheckpointError(f"{file} has {name} without {lacking}; copy or download it again")
+        up, down = parts[UP].shape, parts[DOWN].shape
+        if len(up) < 2 or len(down) < 2 or up[1] != down[0]:
+            raise CheckpointError(
+                f"{file} changes {name} by {_sizes(parts)}, which do not belong together; copy or download it again"
+            )
     return layers
+
+
+def _sizes(parts: Mapping[str, Tensor]) -> str:
+    return " and ".join(f"{end[1:]} {tuple(parts[end].shape)}" for end in (UP, DOWN))
 
 
 def _place_of(model: SanaStreamingDiT, name: str) -> LoraPlace | None:

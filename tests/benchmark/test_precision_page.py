@@ -61,6 +61,28 @@ def test_the_page_would_notice(tmp_path):
     assert page.read_text(encoding="utf-8") != PAGE.read_text(encoding="utf-8")
 
 
+def test_a_device_without_the_formats_of_a_preset(tmp_path):
+    """Hopper profiles neither nvfp4 nor mxfp8: the published plan has the time of its passes and no latency."""
+    values = read_json(RESULTS / "cpu" / "precision.json")
+    for name, row in values["plans"].items():
+        row["pass"] = {"milliseconds": 1.0, "ratio": 1.0}
+        row.pop("free_run", None)
+        if name == "paper-mpq":
+            kept = {key: row[key] for key in ("formats", "unit_bytes", "blocks", "pass")}
+    values["plans"] = {**values["plans"], "paper-mpq": kept}
+    page = script("precision_page")
+    assert not any("paper-mpq" in line for line in page.findings(values))
+    assert any(line.startswith("| paper-mpq | 2.92 | - |") for line in page.plan_table(values))
+    files = tmp_path / "front.png", tmp_path / "map.png"
+    assert page.draw(values, *files) == list(files) and all(file.is_file() for file in files)
+    # Plans of which nothing but the time is known, as older results have them.
+    values["plans"] = {name: row for name, row in values["plans"].items() if name not in page.MAPPED}
+    values["plans"]["paper-mpq"] = {"pass": row["pass"]}
+    files = tmp_path / "other.png", tmp_path / "no_map.png"
+    assert page.draw(values, *files) == [files[0]] and not files[1].exists()
+    assert "Formats by block" not in page.section(values, {"front": "x.png"})
+
+
 def test_formats_are_as_listed():
     listed = {row[0]: row for row in rows("format")}
     assert list(listed) == list(FORMATS)
@@ -95,16 +117,23 @@ def test_what_was_measured_is_what_was_promised():
 
 def test_the_benchmark_runs_at_toy_size(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(
-        sys, "argv", ["precision.py", "--size", "toy", "--device", "cpu", "--journal", str(tmp_path / "j.json")]
-    )
+    asked = ["precision.py", "--size", "toy", "--device", "cpu", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", asked)
     benchmark = script("precision")
-    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
-    (tmp_path / "out").mkdir()
     assert benchmark.main() == 0
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"precision_toy.json", "precision_cpu_toy.json"}
     values = json.loads((tmp_path / "out" / "precision_toy.json").read_text())
     assert values["plans"]["bf16"]["pass"]["ratio"] == 1 and set(PRESETS) <= set(values["plans"])
-    assert values["latency"]["source"]["kind"] == "measured"
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--minutes", "0"])
-    sys.argv[sys.argv.index("--journal") + 1] = str(tmp_path / "other.json")
+    assert values["latency"]["source"]["kind"] == "measured" and values["latency"]["tokens"] == 72
+    # The CPU has no product in nvfp4, so what is said of it is arithmetic.
+    paper = values["plans"]["paper-mpq"]
+    assert paper.keys() == {"formats", "unit_bytes", "blocks", "pass"}
+    precision_page = script("precision_page")
+    values |= {"date": "today", "torch": "2", "device": "CPU"}
+    files = [tmp_path / name for name in ("front.png", "map.png")]
+    drawn = precision_page.draw(values, *files)
+    assert drawn == files
+    text = precision_page.section(values, {"front": "front.png", "map": "map.png"})
+    assert "in float32, 72 tokens:" in text and "1 calibration clip, chunks late" in text
+    monkeypatch.setattr(sys, "argv", [*asked, "--minutes", "0", "--journal", str(tmp_path / "other.json")])
     assert benchmark.main() == 1

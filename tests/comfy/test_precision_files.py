@@ -75,10 +75,10 @@ def by_comfyui(file, config, layout, disabled):
 
 def shares(file):
     # With nothing disabled ComfyUI multiplies in fp8 on a CPU too; one input for q, k and v must not change a bit.
-    asked = comfy_host._computes
-    comfy_host._computes = lambda *_: True
+    asked = comfy_host.layers._computes
+    comfy_host.layers._computes = lambda *_: True
     operations = comfy_host.quantized_operations(DTYPE, CPU)
-    comfy_host._computes = asked
+    comfy_host.layers._computes = asked
     model = load_dit(file, dtype=DTYPE, quantized_operations=operations)
     made = []
     quantize = comfy.ops.QuantizedTensor.from_float.__func__

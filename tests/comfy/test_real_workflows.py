@@ -138,12 +138,7 @@ def needs_files(name):
     return any("models" in node["properties"] for node in WORKFLOWS[name]["nodes"])
 
 
-def is_long(name):
-    """Whether a workflow measures for minutes; test_precision_nodes.py runs that node on less."""
-    return any(node["type"] == "SanaStreamingProfilePrecision" for node in WORKFLOWS[name]["nodes"])
-
-
-@pytest.mark.parametrize("name", [name for name in WORKFLOWS if not needs_files(name) and not is_long(name)])
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if not needs_files(name)])
 def test_run_gives_a_video_that_the_page_plays(comfy, page, name):
     page.errors.clear()
     load(page, name)

@@ -7,7 +7,7 @@ import pytest
 from live_streams import MemorySession, MemorySource
 from sana_streaming.sana_core.errors import InputError
 from sana_streaming.sana_core.live.control import MAX_BYTES, Command, parse_command
-from sana_streaming.sana_core.live.json_lines import JsonLines
+from sana_streaming.sana_core.live.json_lines import JsonLines, answer
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "reset", "stop", "state"])
@@ -65,20 +65,31 @@ def test_json_lines_answer_each_command_and_go_on_after_nonsense():
         '{"command": "state", "id": 1}',
         "nonsense",
         "",
+        "\xff\xfe",
         "x" * (3 * MAX_BYTES),
         '{"command": "set", "prompt": "b", "id": 2}',
         '{"command": "stop", "id": "last"}',
     ]
     with MemorySession(MemorySource()) as session:
-        JsonLines(output).listen(session, io.StringIO("\n".join(lines) + "\n"))
+        JsonLines(output).listen(session, io.BytesIO("\n".join([*lines, ""]).encode("latin-1")))
         session.join()
     answers = [json.loads(line) for line in output.getvalue().splitlines()]
     assert [(answer["type"], answer.get("id")) for answer in answers] == [
         ("state", None),
         ("error", None),
         ("error", None),
+        ("error", None),
         ("accepted", 2),
         ("accepted", "last"),
     ]
     assert answers[0]["status"] in ("connecting", "running") and answers[0]["prompt"] == "a"
-    assert "too long" in answers[2]["message"]
+    assert "no JSON" in answers[2]["message"] and "too long" in answers[3]["message"]
+
+
+def test_a_command_that_fails_is_refused_and_the_control_goes_on(monkeypatch, caplog):
+    with MemorySession(MemorySource()) as session:
+        monkeypatch.setattr(session.prompts, "prepare", lambda prompt: 1 / 0)
+        reply = answer(session, '{"command": "set", "prompt": "b", "id": 7}')
+        assert reply == {"type": "error", "message": "division by zero", "id": 7}
+        assert answer(session, '{"command": "pause"}')["type"] == "accepted"
+    assert "the command 7 failed" in caplog.text

@@ -144,18 +144,20 @@ def test_reset_flushes_keeps_the_prompt_and_begins_with_a_long_chunk():
     check_counts(session)
 
 
-def test_other_steps_begin_another_stream_and_the_state_says_so():
-    with MemorySession(MemorySource()) as session:
-        session.until(lambda: session.stats.chunks >= 1)
+def test_other_steps_and_anchors_land_on_the_next_chunk_of_the_same_stream():
+    with MemorySession(MemorySource(), late="wait") as session:
+        session.until(lambda: session.stats.chunks >= 2)
+        before = session.stats.chunks
         tell(session, command="set", steps=2, anchor_every=5)
-        session.until(lambda: len(session.streams) == 2)
-        session.until(lambda: session.state().text != "")
+        session.until(lambda: session.stats.chunks > before + 2)
         state = session.state()
-    assert (session.streams[1].steps, session.streams[1].anchor_every) == (2, 5)
-    assert (state.steps, state.anchor_every, state.streams) == (2, 5, 2)
-    assert "began anew" in state.text
-    # The frames of the chunk in the making are used, not thrown away.
-    assert "reset" not in session.stats.dropped
+        assert (state.steps, state.anchor_every, state.streams, state.text) == (2, 5, 1, "")
+    (stream,) = session.streams
+    change = stream.used.index((2, 5))
+    assert set(stream.used[:change]) == {(4, 0)} and set(stream.used[change:]) == {(2, 5)}
+    # The chunk in the making may have been the next one.
+    assert change in (before, before + 1)
+    assert set(session.stats.dropped) <= {"stopped"} and numbers(session)[: FIRST + CHUNK] == list(range(FIRST + CHUNK))
 
 
 def test_settings_that_do_not_go_together_are_refused_at_once():
@@ -165,6 +167,55 @@ def test_settings_that_do_not_go_together_are_refused_at_once():
         with pytest.raises(InputError, match="start_step 3"):
             tell(session, command="set", steps=2)
         assert session.state().pending == {}
+        session._desk._options = live_streams.StreamOptions(num_cached_blocks=0, anchor_every=4)
+        with pytest.raises(InputError, match="num_cached_blocks 0 .* unknown length"):
+            tell(session, command="set", anchor_every=0)
+        assert session.state().pending == {}
+
+
+def test_a_pause_before_the_first_frame_can_be_ended():
+    source = MemorySource(delay=0.3)
+    with MemorySession(source) as session:
+        tell(session, command="pause")
+        session.until(lambda: session.stats.dropped["paused"] > 5)
+        session.until(lambda: session.state().status == "paused")
+        tell(session, command="resume")
+        session.until(lambda: session.stats.frames_out > FIRST)
+    check_counts(session)
+
+
+def test_commands_are_not_done_before_they_are_taken(monkeypatch):
+    """A reset that is carried out before the flag that interrupts chunks is raised would leave the flag raised for ever."""
+    with MemorySession(MemorySource(), late="wait", seconds=0.05) as session:
+        session.until(lambda: session.stats.chunks >= 1)
+        accept = session._desk.accept
+
+        def slowly(command):
+            accept(command)
+            time.sleep(0.5)
+
+        monkeypatch.setattr(session._desk, "accept", slowly)
+        tell(session, command="reset")
+        tell(session, command="pause")
+        tell(session, command="resume")
+        session.until(lambda: session.state().status == "running")
+        shown = session.stats.frames_out
+        session.until(lambda: session.stats.frames_out > shown + FIRST + CHUNK)
+    check_counts(session)
+
+
+def test_stop_does_not_wait_for_a_slow_source():
+    """The edit waits for room behind it, which comes at the source's pace unless it is told to hurry."""
+    with MemorySession(MemorySource(rate=200), late="wait") as session:
+        session.until(lambda: session.stats.chunks >= 1)
+        # From here on nothing is due for a long time.
+        session._player.clock.delay = 1000.0
+        session._edited.capacity = 5
+        session.until(lambda: len(session._frames) == session._frames.capacity)
+        tell(session, command="stop")
+        session.join()
+    assert session.error is None and len(numbers(session)) >= FIRST
+    check_counts(session)
 
 
 @pytest.mark.parametrize("begin", ["off", "side-by-side"])

@@ -1,6 +1,7 @@
 """Outputs: what is written where, and what happens where it cannot be."""
 
 import itertools
+import socket
 import types
 from fractions import Fraction
 
@@ -80,6 +81,8 @@ def test_an_address_that_fails_is_tried_again_with_longer_waits(monkeypatch, cap
     assert opened == [0.0, 1.5, 2.5]
     assert [moment for moment, done in written.items() if not done] == [1.0, 1.25, 1.5, 1.75, 2.0, 2.25]
     assert "trying again in 1.0 seconds" in caplog.text
+    sink.close()
+    assert "the end could not be sent (still gone)" in caplog.text
 
 
 def test_a_virtual_camera_gets_every_frame(monkeypatch):
@@ -115,6 +118,23 @@ def test_places_that_cannot_be_written_to_are_refused_at_once(tmp_path):
         check_target_address(TargetAddress(str(tmp_path / "no" / "x.mp4")), "-")
     with pytest.raises(InputError, match="--output-format"):
         check_target_address(TargetAddress("icecast://x"), "-")
+
+
+def test_a_receiver_that_takes_nothing_is_left(monkeypatch):
+    monkeypatch.setattr(sinks, "STALL_SECONDS", 0.3)
+    noise = np.random.default_rng(0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        target = TargetAddress(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        sink = open_sink(target, height=480, width=640, rate=Fraction(25), has_sound=False, crf=0)
+        picture = noise.integers(0, 255, (480, 640, 3), dtype=np.uint8)
+        assert not all(sink.write(np.roll(picture, number, 0), number / 25) for number in range(400))
+    assert sinks._with_timeout("tcp://h:1?timeout=5") == "tcp://h:1?timeout=5"
+    assert sinks._with_timeout("udp://h:1") == "udp://h:1"
+
+
+def test_an_unknown_protocol_is_refused_and_not_tried_again():
+    with pytest.raises(InputError, match="nonsense://x is of a protocol"):
+        opened("nonsense://x", container="mpegts")
 
 
 def test_an_ending_that_says_no_format_is_an_error_of_one_line(tmp_path):

@@ -9,6 +9,7 @@ from fractions import Fraction
 import live_streams
 import numpy as np
 import pytest
+from live_process import free_port
 from sana_streaming.sana_core.errors import InputError
 from sana_streaming.sana_core.live.address import SourceAddress, TargetAddress, is_url
 from sana_streaming.sana_core.live.pipe import PipeReader
@@ -24,18 +25,22 @@ def pipe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, kind, url",
+    "text, kind, url, paced, listening",
     [
-        ("-", "standard", False),
-        ("udp://127.0.0.1:5000", "remote", True),
-        ("srt://host:1?mode=listener", "remote", True),
-        ("https://host/live.m3u8", "remote", True),
+        ("-", "standard", False, True, False),
+        ("udp://127.0.0.1:5000", "remote", True, False, True),
+        ("srt://host:1?mode=listener", "remote", True, False, True),
+        ("srt://host:1", "remote", True, False, False),
+        ("tcp://host:1?timeout=1&listen=1", "remote", True, False, True),
+        ("https://host/live.m3u8?key=1", "remote", True, True, False),
+        ("https://host/live.ts", "remote", True, False, False),
     ],
 )
-def test_kinds(text, kind, url):
+def test_kinds(text, kind, url, paced, listening):
     address = SourceAddress(text, container="mpegts" if text == "-" else None)
     assert address.kind == kind and is_url(text) is url
-    assert address.is_paced is (kind != "remote") and address.can_come_back is (kind == "remote")
+    assert address.is_paced is paced and address.can_come_back is (kind == "remote")
+    assert address.is_listening is listening
 
 
 def test_a_path_is_no_address_whatever_is_in_it(tmp_path):
@@ -54,6 +59,12 @@ def test_raw_video_needs_a_size_and_the_users_options_count_most():
     assert raw.open_options() == {"video_size": "64x36", "pixel_format": "rgb24", "framerate": "25"}
     remote = SourceAddress("udp://127.0.0.1:1", options={"fflags": "x"})
     assert remote.open_options()["fflags"] == "x" and remote.format is None
+    assert remote.open_options()["overrun_nonfatal"] == "1" and "fifo_size" not in remote.open_options()
+    assert int(remote.open_options(hold=True)["fifo_size"]) * 188 >= 30e6
+    small = SourceAddress("udp://127.0.0.1:1", options={"fifo_size": "99"})
+    assert small.open_options(hold=True)["fifo_size"] == "99"
+    assert "fifo_size" not in SourceAddress("tcp://127.0.0.1:1").open_options(hold=True)
+    assert SourceAddress("rtmp://h/x", options={"listen": "1"}).is_listening
     camera = SourceAddress("0", container="avfoundation", size=(720, 1280), rate=Fraction(30))
     assert camera.open_options() | {"video_size": "1280x720", "framerate": "30"} == camera.open_options()
 
@@ -169,6 +180,21 @@ def test_a_read_ends_when_it_is_asked_to():
     assert reader.read(10) == b""
     os.close(writing)
     reader.close()
+
+
+def test_pictures_that_a_decoder_holds_back_come_out_when_a_sender_dies():
+    port, count, seen = free_port(), 60, []
+    source = LiveSource(SourceAddress(f"udp://127.0.0.1:{port}?timeout=1500000"), hold=True)
+
+    def tell(status, text):
+        if status == "reconnecting":
+            source.stop()
+
+    source.on_event(tell, lambda block: None)
+    encoder = {"preset": "veryfast", "tune": "film", "bf": "3"}
+    with live_streams.sending(f"udp://127.0.0.1:{port}?pkt_size=1316", 0, count, 30, sound=False, encoder=encoder):
+        seen += [live_streams.number_of(frame.picture.numpy()) for frame in source.frames()]
+    assert seen == list(range(seen[0], count))
 
 
 def test_an_unknown_protocol_is_refused_at_once():

@@ -19,6 +19,7 @@ def _standin():
 @pytest.fixture(autouse=True)
 def host(tmp_path, monkeypatch):
     """A fresh ComfyUI: empty folders, nothing loaded, no Stop."""
+    import comfy.cli_args
     import comfy.model_management
     import comfy.utils
     import folder_paths
@@ -29,6 +30,8 @@ def host(tmp_path, monkeypatch):
     comfy_host.register_folders()
     monkeypatch.setenv("SANA_STREAMING_CACHE", str(tmp_path / "prompts"))
     monkeypatch.setattr(comfy.model_management, "stop_after", None)
+    monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.Auto)
+    monkeypatch.setattr(comfy.cli_args.args, "preview_size", 512)
     comfy.model_management.loaded.clear()
     comfy.utils.ProgressBar.made.clear()
     PromptServer.instance.texts.clear()

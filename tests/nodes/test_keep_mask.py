@@ -53,7 +53,7 @@ def test_files_are_mixed_by_number(videos):
     frames = read(video)
     assert close(frames[:, :, :46], EDITED[:, :, :46])
     assert close(frames[:, :, 50:], SOURCE[10:, :, 50:])
-    assert nodes.texts() == ["30 frames, 1 masks"]
+    assert nodes.texts() == ["30 frames, 1 mask"]
 
 
 def test_pictures_and_a_mask_of_another_size(videos):

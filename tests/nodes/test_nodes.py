@@ -209,7 +209,7 @@ def test_progress_and_previews(loaded):
 @pytest.mark.parametrize("units", [0, 1, 3, 5, 7])
 def test_stop(loaded, host, units, monkeypatch):
     """Stop in the middle: ComfyUI's own exception, the finished chunks play, the stream's memory is let go of."""
-    import sana_streaming.nodes.edit_video as module
+    import sana_streaming.nodes.editor as module
 
     model, vae, positive, _ = loaded
     made = []

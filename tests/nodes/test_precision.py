@@ -12,6 +12,7 @@ from sana_streaming.sana_core.precision.calibration import NUM_PASSES, calibrate
 from sana_streaming.sana_core.precision.journal import Journal
 from sana_streaming.sana_core.precision.layer import QuantLinear
 from sana_streaming.sana_core.precision.plan import Plan, preset, read_plan
+from sana_streaming.sana_core.precision.probe import Probe
 from sana_streaming.sana_core.training.config import LoraSettings
 from sana_streaming.sana_core.training.lora import Lora
 from sana_streaming.sana_core.weights.dit import build_dit, official_state
@@ -101,6 +102,26 @@ def test_bf16_is_the_model_itself(host):
     assert same is model and "nothing is quantized" in text
 
 
+def test_without_comfyuis_layers_the_gpu_is_what_counts(host, monkeypatch):
+    """The copy is made on the CPU, whose products say nothing of where it will run."""
+    from sana_streaming.nodes.precision import build
+
+    model, asked = nodes.model(), set()
+    gpu = torch.device("cuda", 0)
+
+    def tried(name, device, *_):
+        asked.add(device)
+        return Probe(name != "nvfp4", "" if name != "nvfp4" else "the GPU has no such product")
+
+    for module in ("report", "layer"):
+        monkeypatch.setattr(f"sana_streaming.sana_core.precision.{module}.probe", tried)
+    plan = calibrated(model.network, preset("paper-mpq", model.network.config))
+    monkeypatch.setattr(model.patcher, "load_device", gpu)
+    _, done = build(model, plan, None, torch.device("cpu"), lambda: None)
+    assert asked == {gpu} and done.emulated == {"nvfp4": "the GPU has no such product"}
+    assert "nvfp4 saves memory but no time here: the GPU has no such product" in done.lines()
+
+
 def test_kernels_stay_as_the_loader_has_them(host):
     (model,) = nodes.call("LoadModel", nodes.TOY, "auto", "naive")
     small, _ = apply(model)
@@ -114,18 +135,20 @@ def test_speed_is_measured_where_it_is_asked_for(host):
     assert "times as long as unquantized, measured on" in said and "1920 tokens" in said
 
 
+@pytest.mark.parametrize("tokens", [2640, None], ids=["tokens", "of before"])
 @pytest.mark.parametrize("kind", ["measured", "projected"])
-def test_speed_of_a_plan_that_was_profiled(host, kind):
+def test_speed_of_a_plan_that_was_profiled(host, kind, tokens):
     measured = {
         "latency_ms": 1.0,
         "unquantized_latency_ms": 4.0,
-        "latency": {"kind": kind, "target": "RTX 5090"},
+        "latency": {"kind": kind, "target": "RTX 5090"} | ({"tokens": tokens} if tokens else {}),
     }
     model = nodes.model()
     plan = Plan("auto", {"blocks.0.ffn.in": "int8"}, device="Some GPU", measurements=measured)
     _, text = apply(model, plan=plan)
     where = {"measured": "measured on Some GPU", "projected": "projected for RTX 5090"}[kind]
-    assert f"matrices take 0.25 times as long as unquantized, {where} by the profile of this plan" in text
+    where += ", 2640 tokens," if tokens else ""
+    assert f"matrices take 0.25 times as long as unquantized, {where} by the profile of this plan; set measure" in text
     assert "input scales" not in text, "int8 has none"
 
 
@@ -244,16 +267,42 @@ def test_profile(host, clip):
     (listed,) = done.ui["sana_plans"]
     file = Path(folder_paths.get_output_directory(), listed["subfolder"], listed["filename"])
     assert read_plan(file) == plan
-    lines = text.splitlines()
-    assert "projected from the data sheet of RTX 5090" in lines[0] and lines[-1] == f"wrote {file.name}"
-    assert {line.split(":")[0] for line in lines[1:-1]} == {"fp8", "nvfp4", "paper-mpq", "auto"}
+    *lines, bar, written = text.splitlines()
+    assert "of 2640 tokens in matrices, projected from the data sheet of RTX 5090" in lines[0]
+    assert bar == "auto: the fastest plan that errs no more than fp8 everywhere" and written == f"wrote {file.name}"
+    assert {line.split(":")[0] for line in lines[1:]} == {"fp8", "nvfp4", "paper-mpq", "auto"}
+    assert lines[-1].startswith("auto: ")
     assert any(said.startswith("error 1 of") for said in nodes.texts())
     assert any(bar.values for bar in comfy.utils.ProgressBar.made)
     # And on to the next node, over the socket and by the file.
     small, report = apply(model, plan=plan)
-    assert "by the profile of this plan" in report
+    assert "2640 tokens, by the profile of this plan" in report
     again, _ = apply(model, f"sana_streaming/{file.name} [output]")
     assert same_weights(small.network, again.network)
+
+
+@pytest.mark.parametrize(
+    ("most", "latency", "threads"), [(1 << 16, "projected", 1), (0, "projected", 2), (1 << 16, "measured", 2)]
+)
+def test_threads_that_would_hold_each_other_up(host, clip, monkeypatch, most, latency, threads):
+    from sana_streaming.nodes import profile_precision
+
+    seen = []
+
+    def run(profiler):
+        seen.append(torch.get_num_threads())
+        raise InputError("that is all")
+
+    monkeypatch.setattr(profile_precision, "_SMALL", most)
+    monkeypatch.setattr(profile_precision.Profiler, "run", run)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(InputError, match="that is all"):
+            profile(nodes.model(), clip, latency=latency, sizes="own")
+        assert (*seen, torch.get_num_threads()) == (threads, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_stopped_profile_goes_on(host, clip, monkeypatch):
@@ -275,10 +324,16 @@ def test_a_stopped_profile_goes_on(host, clip, monkeypatch):
     assert [journal] == list(folder.iterdir()) and not list(folder.parent.glob("plan*"))
     kept = Journal.read(journal).section("error")
     assert len(kept) > len(known) and all(kept[name] == value for name, value in known.items())
-    # Another budget asks for nothing more than to check its own plan.
+    # Another budget asks for nothing more than to check its own plan, and another GPU too.
     written.clear()
     other, _, _ = profile(model, clip, max_latency=0.9, **fast).args
     assert len(written) <= 1
+    written.clear()
+    profile(model, clip, target="h100", max_latency=0.9, **fast)
+    assert len(written) <= 1 and [journal] == list(folder.iterdir())
+    # The last line is the chosen plan's, also where that quantizes nothing.
+    exact, _, text = profile(model, clip, max_latency=1.0, **fast).args
+    assert exact.formats == {} and "auto: " in text.splitlines()[-1] and "nothing quantized" in text.splitlines()[-1]
     assert other.measurements["latency_ms"] <= 0.9 * other.measurements["unquantized_latency_ms"]
     assert plan.measurements["unquantized_latency_ms"] == other.measurements["unquantized_latency_ms"]
     # Another clip is another journal.
@@ -295,8 +350,6 @@ def test_what_a_profile_refuses(host, clip):
     assert node.validate_inputs("fp8 nvfp4") is node.validate_inputs(None) is True
     assert "no format is called fp4" in node.validate_inputs("fp8 fp4")
     assert "no format to choose from" in node.validate_inputs(" ")
-    with pytest.raises(InputError, match="are projected, not measured"):
-        profile(model, clip, latency="measured")
     with pytest.raises(InputError, match="a latency budget or an error budget, not both"):
         profile(model, clip, max_latency=0.5, min_sqnr=20.0, formats="int8")
     short = {"samples": latent["samples"][:, :, :5]}

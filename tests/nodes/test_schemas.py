@@ -1,6 +1,6 @@
 """What users' workflows rest on: node ids, input names, their order and types never change; only additions at the end.
 
-A socket may take further types.
+A socket may take further types, and an input may become optional.
 """
 
 import asyncio
@@ -40,8 +40,9 @@ def test_nothing_is_renamed_removed_or_reordered(request):
     for node_id, schema in frozen.items():
         assert now[node_id]["outputs"][: len(schema["outputs"])] == schema["outputs"], node_id
         kept = [slot for slot in now[node_id]["inputs"] if slot[0] in {name for name, _, _ in schema["inputs"]}]
-        assert [(name, need) for name, _, need in kept] == [(name, need) for name, _, need in schema["inputs"]], node_id
-        for (name, types, _), (_, frozen_types, _) in zip(kept, schema["inputs"], strict=True):
+        assert [name for name, _, _ in kept] == [name for name, _, _ in schema["inputs"]], node_id
+        for (name, types, need), (_, frozen_types, frozen_need) in zip(kept, schema["inputs"], strict=True):
+            assert need in (frozen_need, "optional"), (node_id, name)
             assert set(frozen_types.split(",")) <= set(types.split(",")), (node_id, name)
     if request.config.getoption("--update-schemas"):
         SNAPSHOT.write_text(json.dumps(now, indent=1) + "\n")

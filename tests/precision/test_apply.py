@@ -7,13 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sana_streaming.sana_core.errors import CheckpointError, InputError
+from sana_streaming.sana_core.precision import layer as quantized_layers
+from sana_streaming.sana_core.precision import report as reports
 from sana_streaming.sana_core.precision.apply import apply_plan, calibrate, network_bytes, split_attention, trial
 from sana_streaming.sana_core.precision.calibration import calibrated, made_up_passes
 from sana_streaming.sana_core.precision.formats import FORMATS
 from sana_streaming.sana_core.precision.layer import QuantLinear
 from sana_streaming.sana_core.precision.plan import Plan, preset
+from sana_streaming.sana_core.precision.probe import Probe
 from sana_streaming.sana_core.precision.report import unit_bytes
 from sana_streaming.sana_core.precision.units import FUSED_KINDS, units
+from sana_streaming.sana_core.weights.convert import convert
 from sana_streaming.sana_core.weights.dit import load_dit, official_state, save_dit, to_official
 from sana_streaming.sana_core.weights.random_init import random_dit
 from small_dit import CONFIG, distance, small_dit, velocity, write
@@ -83,6 +87,69 @@ def test_what_is_quantized_and_how_much_it_weighs(original, tmp_path):
     assert sum(said.parameters.values()) == matrices
     assert said.lines()[0].startswith(f"precision paper-mpq: {before:,} bytes become {after:,}; matrices: nvfp4 ")
     assert said.emulated.keys() == {"fp8", "nvfp4"} and said.dynamic == 0
+
+
+def test_a_preset_is_one_network_whatever_calibrates_it(original, monkeypatch):
+    """Made-up scales differ in their last bits between devices; measured ones are part of the plan."""
+    plan, model = PLANS["fp8"], load_dit(original)
+    complete = calibrated(model, plan)
+    assert complete.digest() == plan.digest() and complete.made_up == {unit.name for unit in units(CONFIG)}
+    nudged = replace(complete, input_amax={name: 1.001 * value for name, value in complete.input_amax.items()})
+    assert nudged.digest() == plan.digest() != replace(nudged, made_up=frozenset()).digest()
+    # A plan that knows some of them.
+    partly = replace(plan, input_amax={"blocks.0.ffn.in": 7.0})
+    found = calibrated(model, partly)
+    assert found.digest() == partly.digest() != plan.digest() and "blocks.0.ffn.in" not in found.made_up
+    prints = []
+    for each in (plan, complete, nudged):
+        applied = load_dit(original)
+        apply_plan(applied, each)
+        prints.append(applied.fingerprint)
+    assert len(set(prints)) == 1 and prints[0] != model.fingerprint
+    assert Plan.from_dict(json.loads(found.to_json())) == found
+
+
+def test_loading_under_a_preset_is_loading_the_file_that_convert_writes(original, tmp_path):
+    convert(original, tmp_path / "x.safetensors", torch.float32, precision="fp8")
+    written, loaded = (
+        load_dit(tmp_path / "x.safetensors", dtype=torch.float32),
+        load_dit(original, dtype=torch.float32, precision="fp8"),
+    )
+    assert equal_weights(written, loaded) and velocity(written).equal(velocity(loaded))
+    assert written.fingerprint == loaded.fingerprint
+    assert all(layer.input_scale is not None for layer in layers(loaded).values())
+
+
+def test_reports_say_how_many_layers_lack_the_product(original, monkeypatch):
+    def some(name, device, rows, columns, dtype):
+        return Probe(rows == columns, "" if rows == columns else f"the product of [{rows}, {columns}] is off")
+
+    monkeypatch.setattr(reports, "probe", some)
+    said = apply_plan(load_dit(original), replace(PLANS["int8"], formats=dict(PLANS["int8"].formats)))
+    # Of each block qkvg, kv and the feed-forward matrices are not square.
+    assert said.emulated == {"int8": "in 20 of 32 layers, as the product of [384, 96] is off"}
+    assert "int8 saves memory but no time here: in 20 of 32 layers, as the product of [384, 96] is off" in said.lines()
+    monkeypatch.setattr(reports, "probe", lambda *_: Probe(False, "no"))
+    assert apply_plan(load_dit(original), PLANS["int8"]).emulated == {"int8": "no"}
+
+
+def test_products_are_tried_where_the_network_will_run(original, tmp_path, monkeypatch):
+    """A host keeps it elsewhere."""
+    asked = set()
+    for module in (reports, quantized_layers):
+        monkeypatch.setattr(module, "probe", lambda name, device, *_: asked.add(device) or Probe(True))
+    model = load_dit(original)
+    apply_plan(model, PLANS["int8"], runs_on=torch.device("cuda"))
+    assert asked == {torch.device("cuda")}
+    asked.clear()
+    load_dit(save_dit(model, tmp_path), runs_on=torch.device("cuda"))
+    assert asked == {torch.device("cuda")}
+
+
+def test_an_input_of_zeros_has_no_scale(original):
+    plan = PLANS["fp8"].with_amax({"blocks.0.ffn.in": 0.0, "blocks.1.ffn.in": float("inf"), "blocks.2.ffn.in": 2.0})
+    assert plan.input_amax == {"blocks.2.ffn.in": 2.0} and Plan.from_dict(json.loads(plan.to_json())) == plan
+    assert apply_plan(load_dit(original), plan).dynamic == 31
 
 
 def test_reports_of_what_does_not_fit(original):
@@ -213,7 +280,9 @@ def test_calibrated_scales_are_stored_with_headroom(original):
 def test_an_fp8_file_never_leaves_the_input_scale_to_the_reader(original):
     """ComfyUI takes 1.0 where there is none, unless the layer says that it multiplies in full precision."""
     for plan, stored in ((PLANS["fp8"], False), (calibrated(load_dit(original), PLANS["fp8"]), True)):
-        for layer in layers(load_dit(original, precision=plan)).values():
+        model = load_dit(original)
+        apply_plan(model, plan)
+        for layer in layers(model).values():
             conf = json.loads(bytes(layer.comfy_quant.tolist()))
             assert (layer.input_scale is not None) == stored
             assert conf == {"format": "float8_e4m3fn"} | ({} if stored else {"full_precision_matrix_mult": True})

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from sana_streaming.sana_core.benchmark.timing import Timing
 from sana_streaming.sana_core.errors import InputError
 from sana_streaming.sana_core.evaluation.editor import StreamEditor
-from sana_streaming.sana_core.precision import chart
+from sana_streaming.sana_core.precision import chart, pass_time
+from sana_streaming.sana_core.precision.apply import twin
 from sana_streaming.sana_core.precision.comparison import FLOOR, compare_plans
 from sana_streaming.sana_core.precision.footage import NUM_FRAMES, calibration_clips, scenes
 from sana_streaming.sana_core.precision.free_running import flicker, ssim
@@ -15,7 +17,7 @@ from sana_streaming.sana_core.precision.latency import projected
 from sana_streaming.sana_core.precision.pass_time import pass_times
 from sana_streaming.sana_core.precision.plan import Plan, preset
 from sana_streaming.sana_core.precision.profile import Point
-from sana_streaming.sana_core.precision.reference import record, split_twin
+from sana_streaming.sana_core.precision.reference import record
 from sana_streaming.sana_core.streaming.options import StreamOptions
 from sana_streaming.sana_core.training.data.edits import EDITS
 from sana_streaming.sana_core.training.data.scenes import Shot, make_scene
@@ -24,6 +26,7 @@ from toys import CONFIGS, SIZE, networks
 
 CONFIG = CONFIGS["dit"]
 OPTIONS = StreamOptions(steps=1)
+TIMES = {"bf16": Timing(1.0, 0.0, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def parts():
     clips = calibration_clips(scenes(1, SIZE, SIZE), vae, text, SIZE, SIZE)
     shot = Shot(make_scene(3, SIZE, SIZE), range(9))
     sample = make_sample(Clip("scene", shot.frames(), shot), EDITS["sepia"], {}, "make it sepia", "undo")
-    return record(split_twin(model), clips, OPTIONS), [sample], clips
+    return record(twin(model, split=True), clips, OPTIONS), [sample], clips
 
 
 def editor():
@@ -120,7 +123,7 @@ def test_charts_say_what_is_projected():
     points = [Point("fp8", plans["fp8"], 1.0, 1e-3, 1, 2e-3), Point("bf16", {}, 2.0, 0.0, 2, 0.0)]
     figure = chart.front_figure(table, points[:1], points, floor=1e-4)
     axes = figure.axes[0]
-    assert "projected from the data sheet of H100 SXM" in axes.get_xlabel()
+    assert "pass of 100 tokens in matrices, projected from the data sheet of H100 SXM" in axes.get_xlabel()
     assert {text.get_text() for text in axes.texts} == {"fp8", "bf16"}
     assert axes.lines[0].get_ydata()[0] == pytest.approx(26.99, abs=0.01)
     blocks = chart.map_figure(CONFIG, plans)
@@ -134,3 +137,10 @@ def test_charts_are_files(tmp_path):
     target = tmp_path / "map.png"
     chart.save(chart.map_figure(CONFIG, {"bf16": {}}), target)
     assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_passes_are_timed_on_their_own_device(parts, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pass_time, "timed", lambda runs, device, seconds: asked.append((list(runs), device)) or TIMES)
+    pass_times(networks()[0], {"bf16": Plan("bf16", {})}, parts[0])
+    assert asked == [(["bf16"], torch.device("cpu"))]

@@ -36,7 +36,7 @@ def test_the_file_is_the_network_under_the_plan(original, tmp_path, capsys, name
         capsys, "convert", original, target, "--precision", name, "--dtype", {torch.bfloat16: "bf16"}.get(dtype, "fp32")
     )
     plan = calibrated(load_dit(original, dtype=dtype), preset(name, CONFIG))
-    want, got = load_dit(original, dtype=dtype, precision=plan), load_dit(target, dtype=dtype)
+    want, got = load_dit(original, dtype=dtype, precision=name), load_dit(target, dtype=dtype)
     assert velocity(got).equal(velocity(want)) and got.fingerprint == want.fingerprint
     assert "input scales: random latents of unit variance, two chunks, headroom 2" in said
     assert f"precision {name}: " in said and "no time here" not in said

@@ -123,30 +123,79 @@ def test_probe_says_once_what_does_not_run(fresh_probes, caplog):
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith("nvfp4 weights save memory here but no time")
 
 
-@pytest.mark.parametrize("fault", ["wrong", "raises", "nan"])
-def test_probe_believes_only_what_it_saw(fresh_probes, monkeypatch, fault):
+class CompilationError(Exception):
+    """As triton's, whose errors have no base but this."""
+
+
+@pytest.mark.parametrize("fault", ["wrong", "raises", "raises otherwise", "nan", "no bias"])
+@pytest.mark.parametrize("name", ["fp8", "int8", "int8-hadamard"])
+def test_probe_believes_only_what_it_saw(fresh_probes, monkeypatch, name, fault):
     monkeypatch.setattr(probes, "obstacle", lambda *_: "")
-    assert probe("fp8", CPU, 48, 64, torch.bfloat16) == (True, "")
-    product = type(FORMATS["fp8"])._product
+    assert probe(name, CPU, 48, 64, torch.bfloat16) == (True, "")
+    kind = type(FORMATS[name])
+    method = "_product" if name == "fp8" else "_linear"
+    product = getattr(kind, method)
 
-    def broken(*arguments):
-        if fault == "raises":
-            raise RuntimeError("no kernel image\nmore")
-        return product(*arguments) * (2 if fault == "wrong" else float("nan"))
+    def broken(self, x, weight, bias, *rest, **options):
+        if fault.startswith("raises"):
+            raise (RuntimeError if fault == "raises" else CompilationError)("no kernel image\nmore")
+        out = product(self, x, weight, None if fault == "no bias" else bias, *rest, **options)
+        return out * {"wrong": 2, "nan": float("nan")}.get(fault, 1)
 
-    monkeypatch.setattr(type(FORMATS["fp8"]), "_product", broken)
-    found = probe("fp8", CPU, 96, 64, torch.bfloat16)
-    reasons = {"raises": "RuntimeError: no kernel image", "nan": "the product of [96, 64] is off by nan"}
-    assert not found.fast and found.reason.startswith(reasons.get(fault, "the product of [96, 64] is off by 0.9"))
+    monkeypatch.setattr(kind, method, broken)
+    found = probe(name, CPU, 96, 64, torch.bfloat16)
+    reasons = {
+        "raises": "RuntimeError: no kernel image",
+        "raises otherwise": "CompilationError: no kernel image",
+        "nan": "the product of [96, 64] is off by nan",
+    }
+    assert not found.fast and found.reason.startswith(reasons.get(fault, "the product of [96, 64] is off by"))
     # The shape that was seen to run still does.
-    assert probe("fp8", CPU, 48, 64, torch.bfloat16).fast
+    assert probe(name, CPU, 48, 64, torch.bfloat16).fast
 
 
-def test_tables_agree():
-    for capability, names in probes.CAPABILITIES.items():
-        assert set(names) == {
-            name for name, kind in FORMATS.items() if name != "bf16" and kind.min_capability <= capability
-        }
+def test_a_lack_of_memory_says_nothing_of_the_product(fresh_probes, monkeypatch):
+    kind = type(FORMATS["int8"])
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "quantize", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            probe("int8", CPU, 48, 64, torch.float32)
+    assert probe("int8", CPU, 48, 64, torch.float32).fast
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ERRORS)
+def test_weights_are_quantized_in_float32(name, dtype):
+    """As the profile measures them: the bits of the weight's dtype, and no rounding but the format's."""
+    kind, weight = FORMATS[name], gaussian(50, 64, dtype=dtype)
+    ours, wanted = kind.quantize(weight).tensors, kind.quantize(weight.float()).tensors
+    for end, value in wanted.items():
+        assert ours[end].dtype == value.dtype
+        assert ours[end].reshape(-1).view(torch.uint8).equal(value.reshape(-1).view(torch.uint8)), end
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_small_weights_and_inputs_in_float16(name):
+    """Scales that float16 itself would hold with few digits."""
+    kind, small = FORMATS[name], 1e-3 * gaussian(64, 64, dtype=torch.float16)
+    weight = kind.quantize(small)
+    back = kind.dequantize(weight, torch.float16)
+    assert back.dtype == torch.float16 and distance(back, kind.dequantize(weight, torch.float32)) < 1e-3
+    if name in ("mxfp8", "nvfp4"):
+        seen, wanted = (kind.restore_input(kind.quantize_input(x, None)) for x in (small, small.float()))
+        assert seen.dtype == torch.float16 and distance(seen, wanted) < 1e-3
+
+
+def test_fp8_without_the_newer_product_of_torch(monkeypatch):
+    kind, x, bias = FORMATS["fp8"], gaussian(37, 64), gaussian(48)
+    weight = kind.quantize(gaussian(48, 64, seed=1))
+    want = kind.linear(x, weight, bias)
+    monkeypatch.delattr(F, "scaled_mm", raising=False)
+    assert kind.linear(x, weight, bias).equal(want)
 
 
 def test_without_comfy_kitchen(monkeypatch):

@@ -1,13 +1,17 @@
 """What plans cost by a table: arithmetic of shared inputs, projections from data sheets, and the measuring itself."""
 
+import contextlib
 import math
 
 import pytest
 import torch
 from sana_streaming.sana_core.config import DiTConfig
 from sana_streaming.sana_core.errors import InputError
+from sana_streaming.sana_core.precision import latency
+from sana_streaming.sana_core.precision.formats import FORMATS
 from sana_streaming.sana_core.precision.latency import (
     PASSES_PER_PROMPT,
+    TARGETS,
     Latency,
     LatencyTable,
     key,
@@ -81,6 +85,11 @@ def test_a_card_without_the_format_dequantizes():
     assert costs.of(C, C, "fp8").road == "fast"
 
 
+@pytest.mark.parametrize(("card", "capability"), [("rtx4090", (8, 9)), ("rtx5090", (12, 0)), ("h100", (9, 0))])
+def test_cards_multiply_in_the_formats_of_their_capability(card, capability):
+    assert {*TARGETS[card].rates} == {name for name, kind in FORMATS.items() if kind.min_capability <= capability}
+
+
 def test_another_card_is_named():
     with pytest.raises(InputError, match="tpu; targets are rtx4090, rtx5090, h100"):
         projected(CONFIG, TOKENS, ["fp8"], "tpu")
@@ -92,6 +101,32 @@ def test_measuring_says_how_it_ran(kind, road):
     assert entry.road == road
     assert math.isfinite(entry.linear) and entry.linear > 0
     assert entry.product == entry.linear and entry.quantize == 0
+
+
+def test_times_are_those_of_the_device_that_is_named(monkeypatch):
+    """Graphs and events go by the current device, which is another one on a machine with two."""
+    second, current, seen = torch.device("cuda:1"), [torch.device("cuda:0")], []
+
+    @contextlib.contextmanager
+    def device(chosen):
+        current.append(chosen)
+        yield
+        current.pop()
+
+    class Clock:
+        def __init__(self, on, flush):
+            seen.append(current[-1])
+
+        def __call__(self, run):
+            seen.append(current[-1])
+            run()
+            return 1.0
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(latency, "Clock", Clock)
+    monkeypatch.setattr(latency, "graphed", lambda run: seen.append(current[-1]) or run)
+    timings = latency.timed({"a": lambda: None}, second, 0.0)
+    assert timings["a"].median == 1.0 and len(seen) > 2 and {*seen} == {second} and len(current) == 1
 
 
 def test_a_table_survives_json():

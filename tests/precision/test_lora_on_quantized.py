@@ -1,24 +1,35 @@
 """LoRAs on quantized networks: the layers that they change go back to full precision, the others stay."""
 
+from dataclasses import replace
+
+import clips
 import pytest
 import torch
+import toys
 from safetensors.torch import save_file
-from sana_streaming.sana_core.errors import CheckpointError
-from sana_streaming.sana_core.precision.apply import network_bytes
+from sana_streaming.sana_core.cli import build_parser
+from sana_streaming.sana_core.commands import edit_networks
+from sana_streaming.sana_core.commands.edit_networks import load_networks
+from sana_streaming.sana_core.commands.edit_plan import make_plan
+from sana_streaming.sana_core.errors import CheckpointError, InputError
+from sana_streaming.sana_core.precision.apply import apply_plan, network_bytes
+from sana_streaming.sana_core.precision.calibration import calibrated
 from sana_streaming.sana_core.precision.layer import QuantLinear
-from sana_streaming.sana_core.weights.dit import load_dit
+from sana_streaming.sana_core.precision.plan import preset
+from sana_streaming.sana_core.weights.dit import load_dit, save_dit
 from sana_streaming.sana_core.weights.lora import PREFIX, apply_lora
+from sana_streaming.sana_core.weights.toy import make_toy_bundle
 from small_dit import CONFIG, distance, velocity, write
 
 WIDTH = CONFIG.hidden_size
 
 
-def lora(folder, *names, rank=2):
+def lora(folder, *names, rank=2, width=WIDTH):
     draw = torch.Generator().manual_seed(5)
     tensors = {}
     for name in names:
-        tensors[f"{PREFIX}{name}.lora_down.weight"] = torch.randn(rank, WIDTH, generator=draw) / WIDTH**0.5
-        tensors[f"{PREFIX}{name}.lora_up.weight"] = torch.randn(WIDTH, rank, generator=draw)
+        tensors[f"{PREFIX}{name}.lora_down.weight"] = torch.randn(rank, width, generator=draw) / width**0.5
+        tensors[f"{PREFIX}{name}.lora_up.weight"] = torch.randn(width, rank, generator=draw)
     save_file(tensors, folder / "lora.safetensors")
     return folder / "lora.safetensors", tensors
 
@@ -71,3 +82,57 @@ def test_a_lora_that_does_not_fit_changes_nothing(tmp_path):
         apply_lora(model, file)
     assert isinstance(model.get_submodule("blocks.1.attn.qkvg"), QuantLinear) and velocity(model).equal(want)
     assert isinstance(model.get_submodule("blocks.2.attn.proj"), QuantLinear)
+
+
+@pytest.mark.parametrize("precision", ["int8", "paper-mpq"])
+def test_before_the_plan_it_is_quantized_with_the_weights(tmp_path, caplog, precision):
+    file, _ = lora(tmp_path, "blocks.1.attn.k", "blocks.2.cross_attn.q_linear")
+    write(tmp_path)
+    base = load_dit(tmp_path, dtype=torch.float32)
+    merged = load_dit(tmp_path, dtype=torch.float32)
+    apply_lora(merged, file, 0.5)
+    changed = merged.fingerprint
+    want = velocity(merged)
+    # A profile of the network as it was before the LoRA.
+    plan = replace(preset(precision, CONFIG), model=base.fingerprint)
+    model = load_dit(tmp_path, dtype=torch.float32, precision=plan, change=lambda model: apply_lora(model, file, 0.5))
+    assert not caplog.messages or "back to full precision" not in " ".join(caplog.messages)
+    complete = calibrated(merged, replace(plan, model=""))
+    apply_plan(merged, complete)
+    assert velocity(model).equal(velocity(merged)) and model.fingerprint == merged.fingerprint != changed
+    assert distance(velocity(model), want) < 0.2
+    with pytest.raises(InputError, match="measured on the network other"):
+        load_dit(tmp_path, precision=replace(plan, model="other"), change=lambda model: None)
+    # A file that is quantized has no other road.
+    save_dit(load_dit(tmp_path, dtype=torch.float32, precision=precision), tmp_path / "small")
+    small = load_dit(tmp_path / "small", dtype=torch.float32, change=lambda model: apply_lora(model, file, 0.5))
+    assert not isinstance(small.get_submodule("blocks.2.cross_attn.q_linear"), QuantLinear)
+
+
+def networks_of_edit(tmp_path, *more):
+    words = ["edit", clips.clip("carphone_pristine.mp4"), tmp_path / "out.mp4", "--prompt", "make it snow", *more]
+    options = build_parser().parse_args([*map(str, words), "--size", "64x64", "--device", "cpu"])
+    return load_networks(options, make_plan(options))[0]
+
+
+def test_edit_quantizes_what_the_lora_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("SANA_STREAMING_CACHE", str(tmp_path / "prompts"))
+    bundle = make_toy_bundle(tmp_path / "toy")
+    dit = load_dit(bundle / "dit", dtype=torch.float32)
+    file, _ = lora(tmp_path, "blocks.1.attn.k", width=dit.config.hidden_size)
+    model = networks_of_edit(tmp_path, "--model", bundle, "--precision", "fp8", "--lora", f"{file}:0.5")
+    apply_lora(dit, file, 0.5)
+    apply_plan(dit, calibrated(dit, preset("fp8", dit.config)))
+    assert isinstance(model.get_submodule("blocks.1.attn.qkvg"), QuantLinear)
+    assert model.fingerprint == dit.fingerprint
+    mine, wanted = model.state_dict(), dit.state_dict()
+    assert mine.keys() == wanted.keys()
+    assert all(mine[key].view(torch.uint8).equal(wanted[key].view(torch.uint8)) for key in mine if mine[key].dim())
+
+
+def test_random_weights_are_calibrated_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(edit_networks, "DIT_PRESETS", {"streaming-2b": toys.CONFIGS["dit"]})
+    monkeypatch.setattr(edit_networks, "random_vae", lambda *_, **__: toys.networks()[1])
+    model = networks_of_edit(tmp_path, "--model", "streaming-2b", "--random-weights", "--precision", "fp8")
+    found = [layer for layer in model.modules() if isinstance(layer, QuantLinear)]
+    assert found and all(layer.input_scale is not None for layer in found)

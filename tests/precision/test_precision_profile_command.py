@@ -29,9 +29,11 @@ def test_profile_writes_a_plan_for_this_network(bundle, tmp_path, capfd):
     plan, chart, blocks = (tmp_path / name for name in ("plan.json", "front.png", "map.png"))
     asked = ("profile", plan, "--model", bundle, *SMALL, "--formats", "nvfp4")
     asked += ("--latency", "projected", "--sizes", "2b", "--max-latency", 0.25)
+    journal = tmp_path / "plan.profile.json"
     run(*asked, "--chart", chart, "--map", blocks)
     said = capfd.readouterr()
-    assert "projected from the data sheet of RTX 5090" in said.out and "error 1/44" in said.err
+    assert "per pass of 2640 tokens in matrices, projected from the data sheet of RTX 5090" in said.out
+    assert "error 1/44" in said.err and "errs no more than" not in said.out
     assert "auto" in said.out and "Highs" not in said.out
     model = load_dit(bundle / "dit")
     found = read_plan(plan)
@@ -41,10 +43,25 @@ def test_profile_writes_a_plan_for_this_network(bundle, tmp_path, capfd):
     assert measured["latency_ms"] <= 0.25 * measured["unquantized_latency_ms"] * (1 + 1e-6)
     assert chart.read_bytes().startswith(b"\x89PNG") and blocks.read_bytes().startswith(b"\x89PNG")
 
-    # Another budget is answered by the journal beside the plan.
+    # Another budget, and another size of frames, are answered by the journal beside the plan.
+    kept = json.loads(journal.read_text())["sections"]
     run(*asked[:-1], 0.5)
-    assert "error 1/44" in capfd.readouterr().err
     assert read_plan(plan).measurements["latency_ms"] > measured["latency_ms"]
+    run(*asked[:-2], "--latency-size", "384x640")
+    said = capfd.readouterr()
+    assert "auto: the fastest plan that errs no more than nvfp4 in all matrices" in said.out
+    assert read_plan(plan).measurements["latency"]["tokens"] == 3 * 12 * 20
+    assert json.loads(journal.read_text())["sections"]["error"] == kept["error"]
+    # Nobody asked for it without a chart.
+    assert "bfloat16" in kept["check"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(json.loads(journal.read_text()) | {"sections": {**kept, "check": {}}}))
+    run(*asked[:-2], "--max-latency", 1, "--journal", other, "--map", blocks)
+    assert "bfloat16" not in json.loads(other.read_text())["sections"]["check"]
+    # Nothing is quantized within all the time, which is a map too.
+    assert read_plan(plan).formats == {}
+    run(*asked[:-1], 0.25)
+    capfd.readouterr()
 
     rows = tmp_path / "rows.json"
     # The held-out clips are at their smallest here.
@@ -62,6 +79,7 @@ def test_profile_writes_a_plan_for_this_network(bundle, tmp_path, capfd):
         (("profile", "p.json", "--formats", "int9"), "no format is called int9"),
         (("profile", "p.json", "--latency", "projected", "--target", "tpu"), "targets are rtx4090"),
         (("profile", "p.json", "--journal", "p.json"), "are the same file"),
+        (("profile", "p.json", *SMALL, "--latency-size", "60x64"), "height 60 is not a multiple of 8"),
         (("compare", "int9"), "precision int9 is neither a preset"),
         (("compare", "int8", "--edits", "snow"), "no edit is called snow; there are"),
         (("compare", "int8", "int8", "--scenes", "1", "--height", "64", "--width", "64"), "two plans are called int8"),
@@ -72,6 +90,12 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
     run(*arguments, code=2)
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_size_is_two_numbers(capsys):
+    with pytest.raises(SystemExit):
+        main(["precision", "profile", "p.json", "--latency-size", "720p"])
+    assert "720p is no size; give HEIGHTxWIDTH in pixels, such as 704x1280" in capsys.readouterr().err
 
 
 def test_help_names_what_there_is():

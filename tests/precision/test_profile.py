@@ -8,7 +8,7 @@ import torch
 from sana_streaming.sana_core.errors import InputError
 from sana_streaming.sana_core.models.attention import Window
 from sana_streaming.sana_core.models.prompt import PromptEmbedding
-from sana_streaming.sana_core.precision.apply import trial
+from sana_streaming.sana_core.precision.apply import trial, twin
 from sana_streaming.sana_core.precision.latency import Latency
 from sana_streaming.sana_core.precision.plan import Plan, preset
 from sana_streaming.sana_core.precision.profile import (
@@ -25,7 +25,6 @@ from sana_streaming.sana_core.precision.reference import (
     in_dtype,
     noise_power,
     record,
-    split_twin,
 )
 from sana_streaming.sana_core.precision.units import units
 from sana_streaming.sana_core.streaming.options import StreamOptions
@@ -119,17 +118,21 @@ def test_places_and_short_clips():
 
 def test_a_twin_shares_weights_unless_its_dtype_differs():
     model = small_dit("fused")
-    twin, half = split_twin(model), split_twin(model, torch.bfloat16)
-    assert model.layout == "fused" and twin.layout == half.layout == "split"
-    shared, own = (m.blocks[0].mlp.t_conv.weight.data_ptr() for m in (twin, half))
-    assert shared == model.blocks[0].mlp.t_conv.weight.data_ptr() != own
-    assert noise_power(twin, record(model, [clip()], STEPS, places=("late",))).mean < 1e-9
-    assert torch.equal(twin.blocks[0].attn.k.weight, model.blocks[0].attn.qkvg.weight.chunk(4)[1])
-    assert half.dtype == torch.bfloat16 and twin.fingerprint == half.fingerprint == model.fingerprint
+    model.use_kernels("naive")
+    same, split, half = twin(model), twin(model, split=True), twin(model, torch.bfloat16, split=True)
+    assert model.layout == same.layout == "fused" and split.layout == half.layout == "split"
+    *shared, own = (m.blocks[0].mlp.t_conv.weight.data_ptr() for m in (same, split, half))
+    assert set(shared) == {model.blocks[0].mlp.t_conv.weight.data_ptr()} != {own}
+    assert noise_power(split, record(model, [clip()], STEPS, places=("late",))).mean < 1e-9
+    assert torch.equal(split.blocks[0].attn.k.weight, model.blocks[0].attn.qkvg.weight.chunk(4)[1])
+    for each in (same, split, half):
+        assert each.fingerprint == model.fingerprint
+        assert {module.kernels for module in each.modules() if hasattr(module, "kernels")} == {"naive"}
+    assert half.dtype == torch.bfloat16
 
 
 def test_a_network_of_16_bits_runs_from_the_reference(reference):
-    found = noise_power(split_twin(small_dit(), torch.bfloat16), reference)
+    found = noise_power(twin(small_dit(), torch.bfloat16, split=True), reference)
     assert 20 < decibels(found.mean) < 60
     state = in_dtype(reference.chunks[2].state.read(), torch.bfloat16)
     assert isinstance(state[1].memory, Window) and state[1].memory.keys.dtype == torch.bfloat16
@@ -241,23 +244,118 @@ def test_a_journal_of_something_else_is_refused(tmp_path):
     profiler.journal.save()
     with pytest.raises(InputError, match="was measured with clips"):
         Profiler(small_dit(), [clip(seed=1)], settings, options=STEPS, journal=path)
-    with pytest.raises(InputError, match="was measured with settings"):
-        other = dataclasses.replace(settings, target="h100")
-        Profiler(small_dit(), [clip()], other, options=STEPS, journal=path)
-    # More formats go into the same journal.
-    Profiler(small_dit(), [clip()], SETTINGS, options=STEPS, journal=path)
+    with pytest.raises(InputError, match="was measured with options"):
+        Profiler(small_dit(), [clip()], settings, options=StreamOptions(steps=3), journal=path)
+    # More formats go into the same journal, and other latencies.
+    Profiler(small_dit(), [clip()], dataclasses.replace(SETTINGS, target="h100"), options=STEPS, journal=path)
     path.write_text("{}")
     with pytest.raises(InputError, match="is no profile of version 1"):
         Profiler(small_dit(), [clip()], settings, options=STEPS, journal=path)
 
 
-def test_measured_latencies_go_into_the_journal(tmp_path, monkeypatch):
-    monkeypatch.setattr("sana_streaming.sana_core.precision.profile.measure_entry", lambda *_: Latency(2.0, 1.5, 0.5))
+@pytest.fixture
+def clocked(monkeypatch):
+    """Keys of the latencies that were asked for, none of them measured."""
+    asked = []
+    module = "sana_streaming.sana_core.precision.profile"
+    monkeypatch.setattr(f"{module}.measure_entry", lambda key, *_: asked.append(key) or Latency(2.0, 1.5, 0.5))
+    return asked
+
+
+def measured(path, clocked, **changes):
+    """(profile with measured latencies, keys of those that the journal lacked, times that errors were measured)."""
+    clocked.clear()
+    settings = ProfileSettings(**{"formats": ("int8",), "seconds": 0.0, **changes})
+    profiler = Profiler(small_dit(), [clip()], settings, options=STEPS, journal=path)
+    noises, noise = [], profiler._noise
+    profiler._noise = lambda plan: noises.append(plan) or noise(plan)
+    return profiler.run(), list(clocked), len(noises)
+
+
+def test_latencies_are_those_of_the_size_that_the_network_is_for(tmp_path, clocked):
+    """Not of the calibration clip, whose chunks have 45 tokens here."""
+    found, keys, _ = measured(tmp_path / "journal.json", clocked)
+    assert found.table.tokens == 3 * 20 * 32
+    assert {"1920x384x96/int8", "12x192x96/bf16"} < set(keys) and len(keys) == len(found.table.entries)
+    _, keys, _ = measured(tmp_path / "journal.json", clocked, sizes="2b")
+    assert "2640x8960x2240/int8" in keys
+    found, keys, _ = measured(tmp_path / "journal.json", clocked, tokens=7)
+    assert "7x384x96/int8" in keys and "12x192x96/int8" not in keys
+    plan = found.plan(found.choose(max_latency=1.0))
+    assert plan.measurements["latency"]["tokens"] == found.table.tokens == 7
+
+
+def test_latencies_of_other_conditions_are_measured_again_and_errors_are_not(tmp_path, clocked, monkeypatch):
     path = tmp_path / "journal.json"
-    settings = ProfileSettings(formats=("int8",), seconds=0.0)
-    Profiler(small_dit(), [clip()], settings, options=STEPS, journal=path).run()
-    entries = json.loads(path.read_text())["sections"]["latency"]
-    assert entries["45x384x96/int8"]["product"] == 1.5 and "12x192x96/bf16" in entries
+    first, keys, noises = measured(path, clocked)
+    assert noises == 22
+    assert measured(path, clocked)[1:] == ([], 0)
+    for changes in ({"seconds": 0.1}, {"tokens": 9}):
+        _, again, noises = measured(path, clocked, **changes)
+        assert again and noises == 0
+    name = "sana_streaming.sana_core.precision.latency.kitchen_backends"
+    monkeypatch.setattr(name, lambda: "another one")
+    assert measured(path, clocked)[1:] == (keys, 0)
+    sections = json.loads(path.read_text())["sections"]
+    entry = next(values for name, values in sections.items() if name.startswith("latency / "))["1920x384x96/int8"]
+    assert entry["times"]["product"] == 1.5 and entry["date"] == first.table.source["date"]
+
+
+def test_a_table_says_when_its_entries_were_measured(tmp_path, clocked, monkeypatch):
+    path = tmp_path / "journal.json"
+    day = "sana_streaming.sana_core.precision.profile.today"
+    monkeypatch.setattr(day, lambda: "2000-01-01")
+    assert measured(path, clocked)[0].table.source["date"] == "2000-01-01"
+    monkeypatch.setattr(day, lambda: "2000-01-02")
+    assert measured(path, clocked)[0].table.source["date"] == "2000-01-01"
+    found, keys, _ = measured(path, clocked, formats=("int8", "fp8"))
+    assert keys and found.table.source["date"] == "2000-01-01 to 2000-01-02"
+
+
+def test_errors_of_another_comfy_kitchen_are_refused(tmp_path, clocked, monkeypatch):
+    path = tmp_path / "journal.json"
+    measured(path, clocked)
+    monkeypatch.setattr("sana_streaming.sana_core.precision.profile.kitchen_version", lambda: "0.0")
+    with pytest.raises(InputError, match=r"was measured with comfy_kitchen .*, this profile has 0\.0"):
+        measured(path, clocked)
+
+
+@pytest.fixture
+def tf32_settings():
+    """torch's, which monkeypatch would delete in the end."""
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [each.allow_tf32 for each in settings]
+    yield settings
+    for each, value in zip(settings, before, strict=True):
+        each.allow_tf32 = value
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_errors_are_those_of_float32(monkeypatch, tf32_settings, tf32):
+    """Whatever whoever calls has set, which stays."""
+    seen = set()
+    for each in tf32_settings:
+        each.allow_tf32 = not tf32
+    forward = type(small_dit()).forward
+
+    def looking(self, *arguments):
+        seen.update(each.allow_tf32 for each in tf32_settings)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(type(small_dit()), "forward", looking)
+    one = dataclasses.replace(SETTINGS, formats=("int8",))
+    profiler = Profiler(small_dit(), [clip()], one, options=STEPS, places=("late",), tf32=tf32)
+    profiler.run()
+    profiler.floor()
+    assert seen == {tf32} == {profiler.journal.identity["tf32"]}
+    assert {each.allow_tf32 for each in tf32_settings} == {not tf32}
+
+
+def test_the_bar_is_fp8_else_the_first_format(profile):
+    assert profile.bar == "fp8"
+    other = dataclasses.replace(profile, settings=dataclasses.replace(SETTINGS, formats=("nvfp4", "int8")))
+    assert other.bar == "nvfp4"
+    assert other.choose().error <= other.point(uniform_plan("nvfp4", CONFIG)).error * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +364,6 @@ def test_measured_latencies_go_into_the_journal(tmp_path, monkeypatch):
         ({"formats": ("int9",)}, "no format is called int9; there are fp8, int8"),
         ({"formats": ()}, "no format to choose from"),
         ({"latency": "guessed"}, "latency guessed at sizes own is unknown"),
-        ({"sizes": "2b"}, "projected, not measured"),
         ({"latency": "projected", "target": "tpu"}, "targets are rtx4090"),
     ],
 )

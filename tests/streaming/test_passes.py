@@ -3,34 +3,12 @@
 import pytest
 import torch
 import toys
+from graph_recorder import Recorder
 from latent_stream import Run
 from sana_streaming.sana_core.models.attention import Window
 from sana_streaming.sana_core.streaming.options import StreamOptions
 from sana_streaming.sana_core.streaming.passes import MOST_KINDS, GraphedPasses, Passes
 from sana_streaming.sana_core.streaming.pool import StatePool
-
-
-class Recorder:
-    """Stands for a CUDA graph: results always lie in the tensors of the first call, and hold NaN until it is replayed."""
-
-    def __init__(self):
-        self.recorded, self.replayed = 0, 0
-
-    def __call__(self, call):
-        velocity, blocks = call()
-        self.recorded += 1
-        own = [velocity, *(block.frame for block in blocks), *(part for block in blocks for part in block.memory)]
-
-        def replay():
-            for tensor in own:
-                tensor.fill_(float("nan"))
-            velocity, blocks = call()
-            new = [velocity, *(block.frame for block in blocks), *(part for block in blocks for part in block.memory)]
-            for tensor, value in zip(own, new, strict=True):
-                tensor.copy_(value)
-            self.replayed += 1
-
-        return replay, (velocity, blocks)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def saved(comfy: ComfyServer, entry: dict[str, Any], prefix: str = "") -> Path:
 def as_many_threads_as_the_server() -> Iterator[None]:
     """The server uses the thread count of a fresh process."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     try:
         yield
     finally:

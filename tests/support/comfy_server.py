@@ -130,10 +130,14 @@ class ComfyServer:
         """Every node's schema by id, as the page gets it."""
         return self.get("/object_info")
 
-    def queue(self, workflow: dict[str, Any]) -> str:
-        """Queues an API-format workflow; its prompt id. ComfyError with every node's complaint if it is refused."""
+    def queue(self, workflow: dict[str, Any], **extra: str) -> str:
+        """Queues an API-format workflow; its prompt id. ComfyError with every node's complaint if it is refused.
+
+        ``extra`` is what the page tells beside the graph, such as ``preview_method="auto"``.
+        """
+        prompt = {"prompt": workflow, "client_id": self.client_id, "extra_data": extra}
         try:
-            return self.post("/prompt", {"prompt": workflow, "client_id": self.client_id})["prompt_id"]
+            return self.post("/prompt", prompt)["prompt_id"]
         except urllib.error.HTTPError as error:
             with error:
                 raise ComfyError(_refusal(json.loads(error.read()))) from None
@@ -151,9 +155,9 @@ class ComfyServer:
             time.sleep(POLL_SECONDS)
         raise TimeoutError(f"prompt {prompt_id} is not done after {timeout:.0f} s")
 
-    def run(self, workflow: dict[str, Any], timeout: float = 300.0) -> dict[str, Any]:
+    def run(self, workflow: dict[str, Any], timeout: float = 300.0, **extra: str) -> dict[str, Any]:
         """Queues and waits; the history entry."""
-        return self.wait(self.queue(workflow), timeout)
+        return self.wait(self.queue(workflow, **extra), timeout)
 
     def interrupt(self) -> None:
         """What the page's Stop button does."""

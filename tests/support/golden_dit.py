@@ -7,7 +7,8 @@ import torch
 from sana_streaming.sana_core.config import DiTConfig
 from sana_streaming.sana_core.models.dit import SanaStreamingDiT
 from sana_streaming.sana_core.weights.checkpoint import shapes
-from sana_streaming.sana_core.weights.dit import build_dit, infer_config
+from sana_streaming.sana_core.weights.dit import build_dit
+from sana_streaming.sana_core.weights.dit_sizes import infer_config
 
 
 def load(name: str, layout: str = "fused") -> tuple[dict[str, Any], dict[str, torch.Tensor], SanaStreamingDiT]:

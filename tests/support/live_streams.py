@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -40,17 +40,31 @@ def number_of(picture: np.ndarray) -> int:
 
 
 def send(
-    target: str, first: int, count: int, rate: int, *, sound: bool = True, stop: threading.Event | None = None
+    target: str,
+    first: int,
+    count: int,
+    rate: int,
+    *,
+    sound: bool = True,
+    stop: threading.Event | None = None,
+    container: str = "mpegts",
+    options: Mapping[str, str] | None = None,
+    encoder: Mapping[str, str] | None = None,
 ) -> None:
-    """``count`` numbered frames from ``first`` on, at their time, as MPEG-TS; the sound is `wave`, both from time 0 on."""
+    """``count`` numbered frames from ``first`` on, at their time; the sound is `wave`, both from time 0 on.
+
+    options, encoder: FFmpeg's for the ``container`` and for x264.
+    """
     with contextlib.ExitStack() as stack:
         # PyAV would wait for a pipe's reader without letting other threads run.
         place = stack.enter_context(Path(target).open("wb", buffering=0)) if Path(target).is_fifo() else target
-        output = stack.enter_context(av.open(place, "w", format="mpegts", options={"flush_packets": "1"}))
+        output = stack.enter_context(
+            av.open(place, "w", format=container, options={"flush_packets": "1", **(options or {})})
+        )
         video = output.add_stream("libx264", rate=rate)
         video.width = video.height = SIZE
         video.pix_fmt, video.gop_size = "yuv420p", rate
-        video.options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "18"}
+        video.options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "18", **(encoder or {})}
         audio = output.add_stream("aac", rate=SAMPLE_RATE, layout="stereo") if sound else None
         samples, heard = wave(count / rate + 1), 0
         began = time.monotonic()
@@ -68,6 +82,7 @@ def send(
                 piece.sample_rate, piece.pts, piece.time_base = SAMPLE_RATE, heard, Fraction(1, SAMPLE_RATE)
                 output.mux(audio.encode(piece))
                 heard += 1024
+        output.mux(video.encode(None))
 
 
 @contextlib.contextmanager
@@ -98,28 +113,42 @@ def shown_numbers(path: Path) -> list[tuple[float, int]]:
         ]
 
 
-def sound_lag(path: Path, start: float, seconds: float = 1.0) -> float:
-    """Seconds by which the sound of a file lies behind `wave`, by the stretch of it that begins at ``start``."""
+def heard(path: Path) -> tuple[float, np.ndarray]:
+    """The sound of a file: time of its first sample, and the samples of one channel."""
     with av.open(str(path)) as container:
         pieces = list(container.decode(audio=0))
-    first = float(pieces[0].pts * pieces[0].time_base)
-    samples = np.concatenate([piece.to_ndarray()[0] for piece in pieces])
+    return float(pieces[0].pts * pieces[0].time_base), np.concatenate([piece.to_ndarray()[0] for piece in pieces])
+
+
+def sound_lag(path: Path, start: float, seconds: float = 1.0) -> float:
+    """Seconds by which the sound of a file lies behind `wave`, by the stretch of it that begins at ``start``."""
+    return lag_of(heard(path), start, seconds=seconds)
+
+
+def lag_of(
+    sound: tuple[float, np.ndarray], start: float, *, about: float = 0.0, seconds: float = 1.0, reach: float = 20.0
+) -> float:
+    """As `sound_lag` of what was `heard`, looked for within ``reach`` seconds of ``about``."""
+    first, samples = sound
     begin = round((start - first) * SAMPLE_RATE)
     stretch = samples[begin : begin + round(seconds * SAMPLE_RATE)]
-    truth = wave(start + seconds + 20)
+    skipped = max(0, round((start - about - reach) * SAMPLE_RATE))
+    truth = wave(start - about + seconds + reach)[skipped:]
     length = len(truth) + len(stretch)
     match = np.fft.irfft(np.fft.rfft(truth, length) * np.conj(np.fft.rfft(stretch, length)), length)
-    return start - int(match[: len(truth)].argmax()) / SAMPLE_RATE
+    return start - (skipped + int(match[: len(truth)].argmax())) / SAMPLE_RATE
 
 
 class MemorySource:
     """Stands in for a `LiveSource`: grey frames at a rate, whose level is their number, until stopped or ``count`` are out."""
 
-    def __init__(self, rate: int = 200, count: int | None = None, sizes: tuple[int, ...] = (SIZE,)) -> None:
+    def __init__(
+        self, rate: int = 200, count: int | None = None, sizes: tuple[int, ...] = (SIZE,), delay: float = 0.0
+    ) -> None:
         self.address = SourceAddress("memory", container="memory")
         self.info: SourceInfo | None = None
         self.connections = 1
-        self.rate, self.count, self.sizes = rate, count, sizes
+        self.rate, self.count, self.sizes, self.delay = rate, count, sizes, delay
         self._stop = threading.Event()
 
     def on_event(self, status: Callable, sound: Callable) -> None:
@@ -129,6 +158,7 @@ class MemorySource:
         self._stop.set()
 
     def frames(self) -> Iterator[SourceFrame]:
+        self._stop.wait(self.delay)
         self.info = SourceInfo(SIZE, SIZE, Fraction(self.rate), has_sound=False)
         self._status("running", "")
         began = time.monotonic()
@@ -145,8 +175,15 @@ class EchoStream:
     """Stands in for an `EditStream`: gives each chunk back, with its prompt's length in the first channel of every picture."""
 
     def __init__(
-        self, prompt: str, on_progress: Callable[[Progress], None], seconds: float, editing: threading.Event
+        self,
+        options: StreamOptions,
+        prompt: str,
+        on_progress: Callable[[Progress], None],
+        seconds: float,
+        editing: threading.Event,
     ) -> None:
+        # In force for each chunk.
+        self.options, self.used = options, []
         self.editing = editing
         self.plan, self.prompt = ChunkPlan(None), prompt
         self.on_progress, self.seconds = on_progress, seconds
@@ -167,6 +204,7 @@ class EchoStream:
             self.editing.set()
             time.sleep(self.seconds / 5)
         self.editing.clear()
+        self.used.append((self.options.steps, self.options.anchor_every))
         pixels, self.waiting = self.waiting, torch.empty(0)
         pixels[:, 0] = (len(self.prompt) + 0.5) / 127.5 - 1
         chunk = EditedChunk(self.chunk, self.frames_out, pixels)
@@ -178,6 +216,9 @@ class EchoStream:
 
     def set_prompt(self, prompt: str) -> None:
         self.prompt = prompt
+
+    def set_options(self, options: StreamOptions) -> None:
+        self.options = options
 
 
 class MemorySink:
@@ -225,15 +266,15 @@ class MemorySession(LiveSession):
         on_shown: Callable[[EditedFrame], None] = lambda frame: None,
     ) -> None:
         self.sink = MemorySink()
-        self.streams: list[StreamOptions] = []
+        self.streams: list[EchoStream] = []
         self.states: list = []
         # Set while a chunk is in the making.
         self.editing = threading.Event()
         self.error: Exception | None = None
 
         def make_stream(height, width, options, prompt, prompts, on_progress):
-            self.streams.append(options)
-            return EchoStream(prompt, on_progress, seconds, self.editing)
+            self.streams.append(EchoStream(options, prompt, on_progress, seconds, self.editing))
+            return self.streams[-1]
 
         settings = LiveSettings(prompt, StreamOptions(), late, compare, lambda *size: (SIZE, SIZE))
         super().__init__(

@@ -148,7 +148,7 @@ class TestRefusals:
 
     def test_released_width_has_released_depth(self):
         """Blocks that are absent altogether are missed, not taken for a shallower network."""
-        from sana_streaming.sana_core.weights.dit import infer_config
+        from sana_streaming.sana_core.weights.dit_sizes import infer_config
 
         shapes = {k: s for k, s in official_shapes(DIT_PRESETS["streaming-2b"]).items() if "blocks.19" not in k}
         assert infer_config(shapes, "x") == DIT_PRESETS["streaming-2b"]

@@ -14,13 +14,13 @@ from sana_streaming.sana_core.models.text_encoder import GemmaTextEncoder
 from sana_streaming.sana_core.weights.checkpoint import shapes
 from sana_streaming.sana_core.weights.dit import (
     DEAD_KEYS,
-    infer_config,
     load_dit,
     official_shapes,
     official_state,
     read_dit,
     save_dit,
 )
+from sana_streaming.sana_core.weights.dit_sizes import infer_config
 from sana_streaming.sana_core.weights.locate import locate
 from sana_streaming.sana_core.weights.toy import make_toy_bundle
 from sana_streaming.sana_core.weights.vae import load_vae

@@ -50,8 +50,8 @@ def _kind(name):
 
 class MultiType:
     class Input(_Slot):
-        def __init__(self, id, types, display_name=None, optional=False, tooltip=None):
-            super().__init__(",".join(kind.io_type for kind in types), id, tooltip=tooltip)
+        def __init__(self, id, types, display_name=None, optional=False, tooltip=None, advanced=None):
+            super().__init__(",".join(kind.io_type for kind in types), id, tooltip=tooltip, advanced=advanced)
             self.optional = optional
 
 

@@ -1,0 +1,88 @@
+"""The one door to ComfyUI's internals: devices, memory, layers, folders, progress, interruption, version differences.
+
+Everything that another version of ComfyUI might do otherwise is in this package.
+"""
+
+from .files import (
+    OWN_FOLDER,
+    files_in,
+    folders_with,
+    output_file,
+    output_folder,
+    own_folder,
+    register_folders,
+    resolve,
+    resolve_saved,
+    roots,
+    saved_files,
+    temporary_folder,
+    temporary_video,
+)
+from .layers import is_quantized, multiplies, operations, quantized_operations, weights, with_lora
+from .memory import (
+    DTYPES,
+    explained_memory,
+    is_dynamic,
+    keeps_from_recording,
+    load,
+    make_room,
+    model_device,
+    model_offload_device,
+    patcher,
+    pick_dtype,
+    result_device,
+    text_encoder_device,
+    vae_device,
+    vae_offload_device,
+)
+from .previews import LatentPreview, preview_method
+from .running import PREVIEW_SIZE, Interrupted, ProgressReport, check_interrupt, show_text
+from .schemas import CATEGORY, NODE_ID, answer, schema, widget
+
+__all__ = [
+    "CATEGORY",
+    "DTYPES",
+    "NODE_ID",
+    "OWN_FOLDER",
+    "PREVIEW_SIZE",
+    "Interrupted",
+    "LatentPreview",
+    "ProgressReport",
+    "answer",
+    "check_interrupt",
+    "explained_memory",
+    "files_in",
+    "folders_with",
+    "is_dynamic",
+    "is_quantized",
+    "keeps_from_recording",
+    "load",
+    "make_room",
+    "model_device",
+    "model_offload_device",
+    "multiplies",
+    "operations",
+    "output_file",
+    "output_folder",
+    "own_folder",
+    "patcher",
+    "pick_dtype",
+    "preview_method",
+    "quantized_operations",
+    "register_folders",
+    "resolve",
+    "resolve_saved",
+    "result_device",
+    "roots",
+    "saved_files",
+    "schema",
+    "show_text",
+    "temporary_folder",
+    "temporary_video",
+    "text_encoder_device",
+    "vae_device",
+    "vae_offload_device",
+    "weights",
+    "widget",
+    "with_lora",
+]
