@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import stat
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -11,14 +13,14 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..sana_core.errors import InputError
-from ..sana_core.live.address import SourceAddress, is_url
+from ..sana_core.live.address import STANDARD, SourceAddress, is_url
 from ..sana_core.live.source import LiveSource, SourceFrame
 from . import comfy_host
 
 # A workflow is somebody else's text: of what FFmpeg opens, only what sends pictures live.
 PROTOCOLS = ("udp", "rtp", "tcp", "srt", "rtmp", "rtmps", "rtsp", "http", "https")
-# FFmpeg's names of what gives it cameras on Linux, Windows and macOS.
-CAMERAS = ("v4l2", "dshow", "avfoundation")
+# FFmpeg's names of what gives it cameras, by system.
+CAMERAS = {"linux": "v4l2", "win32": "dshow", "darwin": "avfoundation"}
 # A source that is away for so many seconds has ended.
 AWAY_SECONDS = 30.0
 # What a frame that shows that the time is over may take on its way.
@@ -57,23 +59,40 @@ def live_address(text: str) -> SourceAddress:
     """The source of a text. InputError for a file, and for what is none."""
     text = text.strip()
     kind, _, rest = text.partition(":")
-    if kind in CAMERAS and rest:
-        return SourceAddress(rest, container=kind)
+    if kind in CAMERAS.values() and rest:
+        return _camera(text, kind, rest)
     if is_url(text):
         if kind.lower() not in PROTOCOLS:
             raise InputError(f"live_source {text} is of another protocol than {', '.join(PROTOCOLS)}; use one of these")
         return SourceAddress(text)
-    path = Path(text)
-    if path.is_file():
+    mode = _mode(text)
+    if stat.S_ISREG(mode):
         raise InputError(
             f"live_source {text} is a file; connect it to video with Load Video, and leave live_source empty"
         )
-    if not (path.is_char_device() or path.is_fifo()):
+    if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
         raise InputError(
             f"live_source {text} is no address, and no camera or named pipe of this machine; use such as "
             "udp://0.0.0.0:5000, rtmp://server/app/key or /dev/video0"
         )
     return SourceAddress(text)
+
+
+def _camera(text: str, kind: str, name: str) -> SourceAddress:
+    own = CAMERAS.get(sys.platform)
+    if kind != own:
+        raise InputError(f"live_source {text} is for another system; here cameras are called {own}:NAME")
+    if name == STANDARD or (kind == "v4l2" and not stat.S_ISCHR(_mode(name))):
+        raise InputError(f"live_source {text} is no camera of this machine; use such as v4l2:/dev/video0")
+    return SourceAddress(name, container=kind)
+
+
+def _mode(path: str) -> int:
+    """0 where there is nothing of that name, or nothing can be found out."""
+    try:
+        return Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def check_one_source(video: Any, live_source: str) -> SourceAddress | None:

@@ -131,5 +131,5 @@ def _ffmpeg() -> str:
     try:
         import av
     except ImportError as error:
-        return f"PyAV cannot be imported ({error})"
+        return f"PyAV cannot be imported ({type(error).__name__})"
     return ", ".join(f"{name} {'.'.join(map(str, number))}" for name, number in sorted(av.library_versions.items()))

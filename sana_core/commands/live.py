@@ -55,13 +55,9 @@ def run(options: argparse.Namespace) -> int:
         _try_out(session, plan, make_stream, prompts)
         if options.stdin_control:
             lines.listen(session)
-        with _server(plan, session, preview, say):
-            try:
-                session.run()
-            finally:
-                summary = _summary(session, plan, weights, stop.requested)
-                say(_in_words(summary))
-                _write_reports(options, summary)
+        summarise = lambda: _summary(session, plan, weights, stop.requested)  # noqa: E731
+        with _server(plan, session, preview, say), _reported_at_the_end(options, say, summarise):
+            session.run()
     return EXIT_STOPPED if stop.requested else EXIT_OK
 
 
@@ -139,6 +135,26 @@ def _summary(session: LiveSession, plan: LivePlan, weights: dict[str, str], stop
         "dtype": str(plan.dtype).removeprefix("torch."),
         "torch": torch.__version__,
     }
+
+
+@contextlib.contextmanager
+def _reported_at_the_end(
+    options: argparse.Namespace, say: Callable[[str], None], summarise: Callable[[], dict[str, Any]]
+) -> Iterator[None]:
+    """Says and writes what happened, also after an error, which a report that cannot be written does not replace."""
+    try:
+        yield
+    except BaseException:
+        summary = summarise()
+        say(_in_words(summary))
+        try:
+            _write_reports(options, summary)
+        except OSError as error:
+            say(f"the report could not be written: {error}")
+        raise
+    summary = summarise()
+    say(_in_words(summary))
+    _write_reports(options, summary)
 
 
 def _write_reports(options: argparse.Namespace, summary: dict[str, Any]) -> None:

@@ -198,7 +198,7 @@ class ControlServer:
         if kind.lower() != "bearer":
             protocols = [text.strip() for text in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
             given = protocols[1] if len(protocols) == 2 and protocols[0] == PROTOCOL else ""
-        return hmac.compare_digest(given.encode(), self._access.token.encode())
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._access.token.encode())
 
     async def _page(self, request: web.Request) -> web.Response:
         from aiohttp import web

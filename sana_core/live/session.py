@@ -101,6 +101,8 @@ class LiveSession:
         # Raised whenever frames are let go of: what was being edited then is of no use any more.
         self._flushes = 0
         self._paused = False
+        # What the source said last, which holds again after a pause.
+        self._source_says: tuple[Status, str] = "running", ""
         # A command in line has done what it does at once.
         self._taking = threading.Lock()
         self._stop, self._reset = threading.Event(), threading.Event()
@@ -224,11 +226,13 @@ class LiveSession:
             self._frames.close()
 
     def _source_status(self, status: Status, text: str) -> None:
+        self._source_says = status, text
         self._desk.update(status="paused" if self._paused and status == "running" else status, text=text)
 
     def _edit(self) -> None:
         while self.source.info is None:
-            if self._stopping() or self._frames.closed:
+            # Asked in this order: a short source may come and end in between.
+            if self._stopping() or (self._frames.closed and self.source.info is None):
                 return
             self._frames.peek(TICK)
         self._begin()
@@ -353,7 +357,7 @@ class LiveSession:
             elif command.verb == "resume":
                 self._flush("paused")
                 self._paused = False
-                self._desk.update(status="running", text="")
+                self._source_status(*self._source_says)
             elif command.verb == "reset":
                 self._reset.clear()
                 self._flush("reset")
@@ -371,8 +375,14 @@ class LiveSession:
             self._editor.stream.set_prompt(command.prompt)
             self._desk.update(prompt=command.prompt)
         options = changed(self._desk.options, command)
-        if options != self._desk.options:
+        if options == self._desk.options:
+            return
+        try:
             self._editor.stream.set_options(options)
+        except (MemoryError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            self._desk.update(text=f"anchor_every {options.anchor_every} takes more memory than there is ({reason})")
+        else:
             self._desk.adopt(options)
 
     def _flush(self, cause: str) -> None:

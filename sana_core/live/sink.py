@@ -162,25 +162,24 @@ class EncodedSink:
         options = {"flush_packets": "1", "max_interleave_delta": "500000"}
         if target.format in ("mp4", "mov") or (target.format is None and Path(text).suffix in (".mp4", ".m4v", ".mov")):
             options["movflags"] = "+frag_keyframe+delay_moov+default_base_moof"
-        with _reported(target.text):
-            # FFmpeg would wait for a pipe's reader without letting other threads run.
-            self._pipe = Path(text).open("wb", buffering=0) if Path(text).is_fifo() else None  # noqa: SIM115
-            self._output: OutputContainer = av.open(
-                self._pipe or ("pipe:1" if target.is_standard else text),
-                "w",
-                format=target.format,
-                options=options | dict(target.options),
-            )
-        self._hd = width >= 1280 or height > 576
-        self._video = self._add_video(height, width, rate, crf)
-        self._audio: Any = self._add_audio() if has_sound else None
         self._name = target.text
         self._start = start
         self._track = SoundTrack()
         self._rest = np.zeros((2, 0), np.float32)
         self._encoded_samples = 0
-        with _reported(target.text):
+        self._hd = width >= 1280 or height > 576
+        with _reported(target.text), contextlib.ExitStack() as opened:
+            target_file: Any = "pipe:1" if target.is_standard else text
+            if Path(text).is_fifo():
+                # FFmpeg would wait for a pipe's reader without letting other threads run.
+                target_file = opened.enter_context(Path(text).open("wb", buffering=0))
+            self._output: OutputContainer = opened.enter_context(
+                av.open(target_file, "w", format=target.format, options=options | dict(target.options))
+            )
+            self._video = self._add_video(height, width, rate, crf)
+            self._audio: Any = self._add_audio() if has_sound else None
             self._output.start_encoding()
+            self._opened = opened.pop_all()
 
     def _add_video(self, height: int, width: int, rate: Fraction, crf: int) -> Any:
         stream = self._output.add_stream("libx264", rate=rate)
@@ -235,15 +234,10 @@ class EncodedSink:
                     self._output.mux(packet)
 
     def close(self) -> None:
-        with _reported(self._name):
-            try:
-                self._output.mux(self._video.encode(None))
-                if self._audio is not None:
-                    self._mux_sound(None)
-            finally:
-                self._output.close()
-                if self._pipe is not None:
-                    self._pipe.close()
+        with _reported(self._name), self._opened:
+            self._output.mux(self._video.encode(None))
+            if self._audio is not None:
+                self._mux_sound(None)
 
 
 class RemoteSink:

@@ -207,13 +207,21 @@ class LiveSource:
         else:
             timeout = (OPEN_SECONDS, SILENCE_SECONDS)
         try:
-            with av.open(
-                target,
-                format=address.format,
-                options=address.open_options(hold=self._hold),
-                timeout=timeout,
-                metadata_errors="replace",
-            ) as container:
+            try:
+                container = av.open(
+                    target,
+                    format=address.format,
+                    options=address.open_options(hold=self._hold),
+                    timeout=timeout,
+                    metadata_errors="replace",
+                )
+            except ValueError as error:
+                if isinstance(error, av.FFmpegError):
+                    raise
+                raise _HopelessError(
+                    f"this PyAV has no format {address.format}; use one that FFmpeg has here"
+                ) from None
+            with container:
                 yield container
         finally:
             if reader is not None:
@@ -271,6 +279,10 @@ class _BrokenError(Exception):
     """A connection broke."""
 
 
+class _HopelessError(Exception):
+    """Trying again is of no use."""
+
+
 @contextmanager
 def _failures(name: str) -> Iterator[None]:
     """What FFmpeg says as _BrokenError; InputError where trying again is of no use."""
@@ -280,6 +292,8 @@ def _failures(name: str) -> Iterator[None]:
         yield
     except av.error.ProtocolNotFoundError:
         raise unknown_protocol(name) from None
+    except _HopelessError as error:
+        raise InputError(f"{name} cannot be opened: {error}") from None
     except av.error.ExitError:
         raise _BrokenError(f"nothing came for {SILENCE_SECONDS:g} seconds") from None
     except InputError as error:

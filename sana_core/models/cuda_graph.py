@@ -27,7 +27,7 @@ def record(call: Callable[[], T], stream: torch.cuda.Stream, pool: Any = None) -
     # torch.cuda.graph restores the stream only after a capture that ended well, so that is done around it. Other threads may
     # take pinned memory and use the GPU meanwhile.
     with (
-        _released_if_failed(pool),
+        _released_if_failed(graph, pool),
         _chosen_algorithms(),
         torch.cuda.stream(torch.cuda.current_stream()),
         torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
@@ -37,17 +37,28 @@ def record(call: Callable[[], T], stream: torch.cuda.Stream, pool: Any = None) -
 
 
 @contextmanager
-def _released_if_failed(pool: Any) -> Iterator[None]:
+def _released_if_failed(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     """Ends what a capture that failed leaves begun: as long as one is under way, the allocator waits for no other stream."""
     try:
         yield
     except RuntimeError:
+        if _has_ended(graph):
+            # The call failed, not the capture: the graph gives the pool back itself.
+            raise
         device = torch.cuda.current_device()
         for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
             # Nothing to end where it failed before or after the capture itself.
             with suppress(RuntimeError, AttributeError):
                 getattr(torch._C, name)(device, pool)
         raise
+
+
+def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
+    try:
+        graph.pool()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager

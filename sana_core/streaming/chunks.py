@@ -56,6 +56,8 @@ def cache_capacity(boundaries: list[int], num_cached_blocks: int, sink_token: bo
 
     def held(chunk: int) -> int:
         anchor = chunk - chunk % stretch
+        if num_cached_blocks <= 0:
+            return boundaries[chunk] - boundaries[anchor]
         return sum(sizes[anchor + kept] for kept in kept_chunks(chunk - anchor, num_cached_blocks, sink_token))
 
     return max(held(chunk) for chunk in range(len(sizes)))

@@ -103,10 +103,15 @@ class DiTState:
             ahead = CHUNK_LATENTS * (-self.num_chunks % every)
             needed = max(plan.cache_capacity(window, sink, every), self.position + ahead)
         if needed > self.capacity_frames:
+            before, page = self.capacity_frames, self._page
             self.capacity_frames = needed
-            if self._buffers:
-                self._old_page = self._page
-                self._lay_out(self._buffers)
+            try:
+                if self._buffers:
+                    self._lay_out(self._buffers)
+                    self._old_page = page
+            except BaseException:
+                self.capacity_frames = before
+                raise
 
     def read(self, sink_shift: int = 0) -> list[BlockState] | None:
         """What each block reads before the next chunk; None while empty. Views: only the room behind them is written to.

@@ -178,10 +178,10 @@ class StreamState:
         from ..weights.checkpoint import read_safetensors
 
         if not Path(path).is_file():
-            raise InputError(f"{path} is not there or not a file; give a stream state written by --save-state")
+            raise InputError(f"{path} is not there or not a file; give a stream state that was saved")
         tensors, metadata = read_safetensors(path)
         if FORMAT not in metadata:
-            raise InputError(f"{path} is not a saved stream state; give a file written by --save-state")
+            raise InputError(f"{path} is not a saved stream state; give a stream state that was saved")
         try:
             return cls._from_parts(json.loads(metadata[FORMAT]), tensors)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -108,11 +108,10 @@ def test_stop_leaves_a_file_that_plays_and_the_next_run_goes_again(comfy, port):
         prompt = comfy.queue(live(port))
         settles(lambda: [text for _, text in events.texts if text.endswith("chunk 3")], 60)
         units = len(events.of("progress", "6"))
-        pressed = time.monotonic()
         comfy.interrupt()
         with pytest.raises(ComfyError, match="interrupted in SanaStreamingEditVideo"):
             comfy.wait(prompt)
-        print(f"Stop took {time.monotonic() - pressed:.2f} s, {len(events.of('progress', '6')) - units} steps")
+        assert len(events.of("progress", "6")) - units <= 2
         (path,) = set(recordings(comfy)) - set(known)
         count = len(live_streams.shown_numbers(path))
         assert count >= 33 and probe(path).has_audio
@@ -146,9 +145,7 @@ def test_what_is_wrong_is_said(comfy, port):
         comfy.queue(live(port, live_seconds=-1.0))
     with pytest.raises(ComfyError, match="there is no video; connect one"):
         comfy.run(live(port, live_source=""))
-    began = time.monotonic()
     with pytest.raises(
         ComfyError, match="has sent nothing for 30 seconds .*: check address and sender, and queue again"
     ):
         comfy.run(live(port, live_source=f"tcp://127.0.0.1:{port}"))
-    assert time.monotonic() - began < 60

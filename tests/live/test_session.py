@@ -6,6 +6,7 @@ import time
 
 import live_streams
 import pytest
+import torch
 from live_streams import SIZE, MemorySession, MemorySource
 from sana_streaming.sana_core.errors import InputError
 from sana_streaming.sana_core.live.control import parse_command
@@ -44,6 +45,16 @@ def test_a_source_without_frames_gives_none():
     with MemorySession(MemorySource(count=0)) as session:
         session.join()
     assert session.error is None and not session.sink.frames and session.state().status == "stopped"
+
+
+def test_a_source_that_has_ended_before_anyone_looked_is_edited_whole():
+    source = MemorySource(rate=100_000, count=FIRST)
+    with MemorySession(source, late="wait") as session:
+        # As a node that shows what there is when it is asked.
+        session._should_stop = lambda: time.sleep(0.2)
+        session.join()
+    assert numbers(session) == list(range(FIRST))
+    check_counts(session)
 
 
 def test_frames_of_changing_size_are_all_edited():
@@ -171,6 +182,32 @@ def test_settings_that_do_not_go_together_are_refused_at_once():
         with pytest.raises(InputError, match="num_cached_blocks 0 .* unknown length"):
             tell(session, command="set", anchor_every=0)
         assert session.state().pending == {}
+
+
+def test_an_interval_that_takes_too_much_memory_is_not_taken_over(monkeypatch):
+    with MemorySession(MemorySource(), late="wait") as session:
+        session.until(lambda: session.stats.chunks >= 1)
+
+        def refuse(options):
+            raise torch.OutOfMemoryError("no room")
+
+        monkeypatch.setattr(session.streams[0], "set_options", refuse)
+        tell(session, command="set", anchor_every=1000)
+        session.until(lambda: "anchor_every 1000 takes more memory than there is" in session.state().text)
+        shown = session.stats.frames_out
+        session.until(lambda: session.stats.frames_out > shown + CHUNK)
+        assert session.state().anchor_every == 0 and session.state().pending == {}
+
+
+def test_a_source_that_went_away_in_a_pause_is_still_away_after_it():
+    with MemorySession(MemorySource()) as session:
+        session.until(lambda: session.stats.chunks >= 1)
+        tell(session, command="pause")
+        session.until(lambda: session.state().status == "paused")
+        session._source_status("reconnecting", "it ended")
+        tell(session, command="resume")
+        session.until(lambda: not session._paused)
+        session.until(lambda: (session.state().status, session.state().text) == ("reconnecting", "it ended"))
 
 
 def test_a_pause_before_the_first_frame_can_be_ended():

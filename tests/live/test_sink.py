@@ -1,6 +1,7 @@
 """Outputs: what is written where, and what happens where it cannot be."""
 
 import itertools
+import os
 import socket
 import types
 from fractions import Fraction
@@ -12,7 +13,7 @@ from live_streams import numbered, shown_numbers
 from sana_streaming.sana_core.errors import InputError
 from sana_streaming.sana_core.live import sink as sinks
 from sana_streaming.sana_core.live.address import TargetAddress
-from sana_streaming.sana_core.live.sink import RemoteSink, check_target_address, open_sink
+from sana_streaming.sana_core.live.sink import EncodedSink, RemoteSink, check_target_address, open_sink
 
 
 def opened(path, *, has_sound=False, container=None):
@@ -141,3 +142,22 @@ def test_an_ending_that_says_no_format_is_an_error_of_one_line(tmp_path):
     with pytest.raises(OSError, match="cannot be written") as error:
         opened(tmp_path / "out.nonsense")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in its file system")
+def test_an_output_that_fails_at_its_beginning_leaves_nothing_open(tmp_path, monkeypatch):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+
+        def refuse(*_):
+            raise OSError("no encoder")
+
+        monkeypatch.setattr(EncodedSink, "_add_video", refuse)
+        with pytest.raises(OSError, match="no encoder"):
+            opened(pipe, container="mpegts")
+        # Where somebody had it open still, there would be nothing yet, and not the end.
+        assert os.read(reader, 1) == b""
+    finally:
+        os.close(reader)

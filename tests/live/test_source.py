@@ -202,6 +202,12 @@ def test_an_unknown_protocol_is_refused_at_once():
         list(LiveSource(SourceAddress("nonsense://x")).frames())
 
 
+def test_an_unknown_format_is_refused_at_once():
+    address = SourceAddress("video=My Camera", container="nonsense")
+    with pytest.raises(InputError, match="video=My Camera cannot be opened: this PyAV has no format nonsense"):
+        list(LiveSource(address).frames())
+
+
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
 def test_what_is_no_video_is_refused(tmp_path, content):
     (tmp_path / "clip.mp4").write_bytes(content)

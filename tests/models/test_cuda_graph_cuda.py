@@ -1,5 +1,7 @@
 """Recording of CUDA graphs: on a GPU alone."""
 
+import gc
+
 import pytest
 import torch
 from sana_streaming.sana_core.models.cuda_graph import record
@@ -37,3 +39,24 @@ def test_a_call_that_reads_a_value_leaves_everything_as_it_was(x):
     graph, result = record(lambda: x + 1, torch.cuda.Stream())
     graph.replay()
     assert result.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own pool", "shared pool"])
+def test_a_call_that_fails_in_its_recording_leaves_the_pool_to_its_graphs(x, shared):
+    side, calls = torch.cuda.Stream(), []
+
+    def fails_the_second_time():
+        calls.append(1)
+        y = x * 3
+        if len(calls) == 2:
+            raise RuntimeError("no room")
+        return y
+
+    before, result = record(lambda: x * 2, side)
+    with pytest.raises(RuntimeError, match="no room"):
+        record(fails_the_second_time, side, before.pool() if shared else None)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.empty(2**22, device="cuda").fill_(7)
+    before.replay()
+    assert result.tolist() == [0.0, 2.0, 4.0, 6.0]

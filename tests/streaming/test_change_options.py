@@ -189,3 +189,32 @@ def test_seed_and_guidance_may_change_where_nothing_is_made_with_them():
     per_chunk.check_change(replace(per_chunk, seed=1), plan)
     guided = replace(options, cfg_scale=2.0)
     guided.check_change(replace(guided, cfg_scale=3.0), plan)
+
+
+def test_memory_that_is_not_to_be_had_leaves_the_stream_as_it_was(monkeypatch):
+    editor = stream(StreamOptions(steps=1, num_cached_blocks=4, anchor_every=3))
+    clip = toys.frames(FIRST + 5 * CHUNK)
+    expected = pixels([*editor.push(clip), *editor.flush()])
+    pool = StatePool()
+    editor = stream(StreamOptions(steps=1, num_cached_blocks=4, anchor_every=3), pool=pool)
+    chunks = list(editor.push(clip[: FIRST + CHUNK]))
+
+    def refuse(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(pool, "take", refuse)
+        with pytest.raises(torch.OutOfMemoryError):
+            change(editor, anchor_every=0)
+    assert editor.options.anchor_every == 3
+    memory = editor.state.dit
+    before = memory.capacity_frames
+    chunks += editor.push(clip[FIRST + CHUNK :])
+    assert torch.equal(pixels([*chunks, *editor.flush()]), expected)
+    change(editor, anchor_every=0)
+    assert memory.capacity_frames > before
+
+
+def test_full_history_between_far_anchors_is_counted_at_once():
+    # The last chunk before an anchor reads all others since the one before.
+    assert ChunkPlan(None).cache_capacity(0, True, 1_000_000) == 5 + 3 * 999_998
