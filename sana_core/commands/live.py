@@ -55,7 +55,10 @@ def run(options: argparse.Namespace) -> int:
         _try_out(session, plan, make_stream, prompts)
         if options.stdin_control:
             lines.listen(session)
-        summarise = lambda: _summary(session, plan, weights, stop.requested)  # noqa: E731
+
+        def summarise() -> dict[str, Any]:
+            return _summary(session, plan, weights, stop.requested)
+
         with _server(plan, session, preview, say), _reported_at_the_end(options, say, summarise):
             session.run()
     return EXIT_STOPPED if stop.requested else EXIT_OK
