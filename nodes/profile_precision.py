@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from ..sana_core.precision.latency import TARGETS
 from ..sana_core.precision.plan import UNQUANTIZED, Plan
 from ..sana_core.precision.profile import QUANTIZED, Point, Profile, Profiler, ProfileSettings, Progress, power
 from ..sana_core.precision.reference import CalibrationClip
-from ..sana_core.streaming.chunks import CHUNK_LATENTS
 from ..sana_core.streaming.options import StreamOptions
 from ..sana_core.streaming.sampler import check_latent_channels, check_streaming
 from . import comfy_host, sockets
@@ -33,9 +30,6 @@ MEMORY_KNOBS = "make width and height of the calibration clip smaller, or its fr
 # Where journals are kept, in ComfyUI's output folder.
 JOURNALS = "sana_streaming/profiles"
 _TELL_SECONDS = 0.5
-# Values of a chunk's hidden states up to which threads wait for each other more than they gain: with anything else running on
-# two cores, nano's 64,512 at 96x64 are done twice as fast by one thread.
-_SMALL = 1 << 16
 
 
 class SanaStreamingProfilePrecision(io.ComfyNode):
@@ -162,8 +156,7 @@ class SanaStreamingProfilePrecision(io.ComfyNode):
         settings = ProfileSettings(tuple(formats.split()), latency, target, sizes)
         budgets = {"max_latency": max_latency or None, "max_error": power(min_sqnr) if min_sqnr else None}
         clip = _clip(model, source, positive)
-        small = settings.latency == "projected" and model.device.type == "cpu" and _is_small(model, clip)
-        with comfy_host.explained_memory(MEMORY_KNOBS), torch.no_grad(), _one_thread(small):
+        with comfy_host.explained_memory(MEMORY_KNOBS), torch.no_grad():
             profiler = _profiler(cls, model, clip, settings, StreamOptions(steps=steps))
             profile = profiler.run()
             chosen = profile.choose(**budgets)
@@ -187,23 +180,6 @@ def _clip(model: LoadedModel, source: dict[str, Any], positive: list[Any]) -> Ca
     check_streaming(model.network)
     check_latent_channels(model.network, samples.shape[1], "these are")
     return CalibrationClip("source", samples.float(), single_prompt(positive, None, False).positive)
-
-
-def _is_small(model: LoadedModel, clip: CalibrationClip) -> bool:
-    """Whether a second thread would hold the first up."""
-    rows, columns = clip.source.shape[3:]
-    return CHUNK_LATENTS * rows * columns * model.network.config.hidden_size <= _SMALL
-
-
-@contextmanager
-def _one_thread(only: bool) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if only:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _profiler(

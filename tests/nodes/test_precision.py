@@ -281,30 +281,6 @@ def test_profile(host, clip):
     assert same_weights(small.network, again.network)
 
 
-@pytest.mark.parametrize(
-    ("most", "latency", "threads"), [(1 << 16, "projected", 1), (0, "projected", 2), (1 << 16, "measured", 2)]
-)
-def test_threads_that_would_hold_each_other_up(host, clip, monkeypatch, most, latency, threads):
-    from sana_streaming.nodes import profile_precision
-
-    seen = []
-
-    def run(profiler):
-        seen.append(torch.get_num_threads())
-        raise InputError("that is all")
-
-    monkeypatch.setattr(profile_precision, "_SMALL", most)
-    monkeypatch.setattr(profile_precision.Profiler, "run", run)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(InputError, match="that is all"):
-            profile(nodes.model(), clip, latency=latency, sizes="own")
-        assert (*seen, torch.get_num_threads()) == (threads, 2)
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_a_stopped_profile_goes_on(host, clip, monkeypatch):
     import folder_paths
 
