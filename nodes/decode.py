@@ -173,10 +173,20 @@ class SanaStreamingDecodeVideo(io.ComfyNode):
                 written = _write(run, writer)
         left = run.decoder.held_frames(run.state.decoder)
         waiting = f"; {left} wait in the state for the next part" if left else ""
-        spare = spare_sound(audio, run.stretch.start + written / rate) if run.stretch.is_last else ""
+        spare = _sound_left_out(audio, run, rate, written)
         lines = [f"{written} frames{waiting}", decoder_text(vae), *([spare] if spare else [])]
         comfy_host.show_text(cls, "\n".join(lines))
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), run.state.to(comfy_host.result_device()))
+
+
+def _sound_left_out(audio: dict[str, Any] | None, run: Decoding, rate: Fraction, written: int) -> str:
+    """What of the sound is not in the file, in words; empty where all is, or where more is to come."""
+    own_rate = run.stretch.frame_rate
+    if audio is not None and own_rate not in (rate, None):
+        return f"the sound is left out: fps {float(rate):g} is not the source's {float(own_rate):g}"
+    if not run.stretch.is_last:
+        return ""
+    return spare_sound(audio, run.stretch.start - float(run.held / rate) + written / rate)
 
 
 def _write(run: Decoding, writer: VideoWriter) -> int:

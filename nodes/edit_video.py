@@ -11,7 +11,6 @@ from typing import Any
 from comfy_api.latest import InputImpl, io
 
 from ..sana_core.edit_file import FileEdit, FileJob, FileReport
-from ..sana_core.errors import InputError
 from ..sana_core.streaming.edit_stream import EditedChunk
 from ..sana_core.streaming.options import StreamOptions
 from ..sana_core.streaming.prompt_schedule import check_frame_prompts
@@ -31,7 +30,7 @@ from .prompt import connected_prompts
 from .sampler import sampling_inputs
 from .sockets import VAE, LoadedModel, LoadedVAE, Model
 from .steering import footage_inputs, steering_inputs
-from .video import MEMORY_KNOBS, crf_input, fps_input, offered_size, range_inputs, size_inputs, video_input
+from .video import MEMORY_KNOBS, crf_input, fps_input, range_inputs, size_inputs, video_input
 
 DEMO_RATE = Fraction(24)
 NO_COMPARISON = "off"
@@ -114,16 +113,9 @@ class SanaStreamingEditVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, live_source: str | None = "", width: int | None = None, height: int | None = None
-    ) -> bool | str:
-        try:
-            # An address that comes over a link is not known before the run.
-            if live_source:
-                live_address(live_source)
-        except InputError as error:
-            return str(error)
-        return offered_size(width, height)
+    def validate_inputs(cls, live_source: str | None = "") -> bool | str:
+        # An address that comes over a link is not known before the run.
+        return not live_source or comfy_host.answer(lambda: live_address(live_source))
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:

@@ -149,7 +149,7 @@ class SanaStreamingLoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         return _offered(file, "model file", MODEL_FOLDERS)
 
     @classmethod
@@ -208,7 +208,7 @@ class SanaStreamingLoadVAE(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         return _offered(file, "VAE file", VAE_FOLDERS)
 
     @classmethod
@@ -250,7 +250,7 @@ class SanaStreamingLoadTextEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         return _offered(file, "text encoder", TEXT_FOLDERS)
 
     @classmethod

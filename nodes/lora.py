@@ -59,7 +59,7 @@ class SanaStreamingLoadLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         return file is None or comfy_host.answer(lambda: check_lora(comfy_host.resolve(file, WHAT, *FOLDERS)))
 
     @classmethod

@@ -85,7 +85,7 @@ class SanaStreamingPrompt(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str | None) -> bool | str:
+    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
         return prompt is None or comfy_host.answer(lambda: _require_words(prompt))
 
     @classmethod
@@ -151,14 +151,9 @@ class SanaStreamingPromptSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, at: str | None) -> bool | str:
-        try:
-            # A time that comes over a link is not known before the run.
-            if at is not None:
-                parse_time(at)
-        except InputError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, at: str | None = None) -> bool | str:
+        # A time that comes over a link is not known before the run.
+        return at is None or comfy_host.answer(lambda: parse_time(at))
 
     @classmethod
     def execute(cls, positive: list[Any], later: list[Any], at: str) -> io.NodeOutput:

@@ -222,8 +222,8 @@ def _sample(
     report = comfy_host.ProgressReport(sum(options.passes(carry) for carry in carries))
     out = torch.empty_like(samples, dtype=torch.float32, device=comfy_host.result_device())
     with comfy_host.explained_memory(MEMORY_KNOBS), torch.no_grad():
-        needed = sum(dit_memory(network.config, plan, grid, options, network.dtype))
-        comfy_host.load([model.patcher], needed)
+        carried, work = dit_memory(network.config, plan, grid, options, network.dtype)
+        comfy_host.load([model.patcher], carried + work)
         memory.to(model.device)
         contexts = {
             name: embedded_context(network, options, prompts.embeddings[name], prompts.negative, model.device)
@@ -246,10 +246,13 @@ def _sample(
             ):
                 out[:, :, start : start + edited.shape[2]] = edited
                 start += edited.shape[2]
+                # Even a picture that comes to nothing may have sent the model away.
+                loads = preview.loads
                 if (picture := preview.picture(edited)) is not None:
                     report.show(picture)
-                if preview.loads:
-                    comfy_host.load([model.patcher], needed)
+                if loads and start < samples.shape[2]:
+                    # What is carried is there already.
+                    comfy_host.load([model.patcher], work)
     state.prompt, state.negative_prompt = names[-1], prompts.negative_text
     state.schedule_place = place_at(state.schedule, chunk_start(stretch.first_chunk + count - 1, plan))
     return out

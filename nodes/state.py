@@ -86,7 +86,7 @@ class SanaStreamingLoadState(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         return file is None or comfy_host.answer(lambda: _path(file))
 
     @classmethod

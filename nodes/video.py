@@ -49,16 +49,6 @@ def size_inputs() -> list[Any]:
     ]
 
 
-def offered_size(width: int | None, height: int | None) -> bool | str:
-    """What validate_inputs returns for a size: True, or one sentence. A side that comes over a link is None until the run."""
-    sides = {"width": width, "height": height}
-    known = {name: SMALLEST if side is None else side for name, side in sides.items()}
-    for name, side in known.items():
-        if side > LARGEST:
-            return f"{name} {side} is too large; use {name} {LARGEST} at most"
-    return comfy_host.answer(lambda: check_size(known["height"], known["width"]))
-
-
 def range_inputs() -> list[Any]:
     return [
         comfy_host.widget(io.Int, "start_frame", default=0, min=0, max=10**9, tooltip="First frame to take in."),
@@ -130,10 +120,6 @@ class SanaStreamingEncodeVideo(io.ComfyNode):
             ],
             outputs=[io.Latent.Output(display_name="latent"), State.Output(display_name="state")],
         )
-
-    @classmethod
-    def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
-        return offered_size(width, height)
 
     @classmethod
     def execute(
@@ -218,29 +204,25 @@ def _encode(vae: LoadedVAE, state: StreamState, clip: Clip, final: bool) -> dict
 
 
 class Look:
-    """Finds out from the first chunk that is encoded how latents look, for the preview of whoever works on them.
-
-    Finds nothing while the user wants no previews.
-    """
+    """Finds out from the first chunk that is encoded how latents look, for the preview of whoever works on them."""
 
     def __init__(self, vae: LoadedVAE, state: StreamState) -> None:
         self.found: LatentRGB | None = None
-        self._wanted = comfy_host.preview_method() != "none"
         self._settings, self._config = state.settings, vae.network.config
         self._begins = state.frames_in == state.num_waiting
         waiting = state.waiting
-        self._frames = [shrunk(waiting, self._config.spatial_factor)] if self._wanted and waiting is not None else []
+        self._frames = [shrunk(waiting, self._config.spatial_factor)] if waiting is not None else []
 
     def offer(self, frames: torch.Tensor) -> None:
         """The next frames to be encoded."""
-        if self._wanted and self.found is None:
+        if self.found is None:
             settings = self._settings
             fitted = resize_and_crop(frames, settings.height, settings.width, settings.antialias)
             self._frames.append(shrunk(fitted, self._config.spatial_factor))
 
     def fit(self, latents: torch.Tensor) -> None:
         """The next chunk's latents."""
-        if self._wanted and self.found is None:
+        if self.found is None:
             factor, count = self._config.temporal_factor, latents.shape[2]
             most = factor * count - (factor - 1 if self._begins else 0)
             self.found = fit_latent_rgb(latents, torch.cat(self._frames)[:most], factor, begins=self._begins)

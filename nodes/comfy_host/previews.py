@@ -41,8 +41,8 @@ class LatentPreview:
         method = preview_method()
         self._look = None if method == "none" else look
         self._previewer: Any = None
-        if is_ltx2 and may_load and (method == "taesd" or (look is None and method != "none")):
-            previewer = _ltx2_previewer(device)
+        if is_ltx2 and ((method == "taesd" and may_load) or (look is None and method != "none")):
+            previewer = _ltx2_previewer(device, may_load)
             self._previewer = previewer if look is None or hasattr(previewer, "taesd") else None
 
     @property
@@ -70,14 +70,14 @@ class LatentPreview:
         return fromarray(self._look.picture(last[0, :, 0]).numpy())
 
 
-def _ltx2_previewer(device: torch.device) -> Any:
+def _ltx2_previewer(device: torch.device, may_load: bool) -> Any:
     """ComfyUI's own previewer of LTX-2's latents; None where this ComfyUI has none, or its file cannot be read."""
     try:
         import latent_preview
         from comfy.latent_formats import LTXAV
 
         space = LTXAV()
-        if TINY_DECODER in latent_preview.VIDEO_TAES:
+        if may_load and TINY_DECODER in latent_preview.VIDEO_TAES:
             space.taesd_decoder_name = TINY_DECODER
         return latent_preview.get_previewer(device, space)
     except Exception as error:

@@ -39,7 +39,7 @@ def describe() -> dict[str, Any]:
     from ..benchmark.results import device_name
 
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    device = devices[0] if devices else torch.device("cpu")
+    device = next((device for device in devices if not _unusable(device)), torch.device("cpu"))
     return {
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -92,9 +92,22 @@ def _memory() -> str:
     return f"{psutil.virtual_memory().total / 1e9:.1f} GB"
 
 
+def _unusable(device: Any) -> str:
+    """Why nothing can be computed there, as with a driver that is too old; empty where it can."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
 def _gpu(device: Any) -> str:
     import torch
 
+    if why := _unusable(device):
+        return f"{device}: cannot be used ({why})"
     found = torch.cuda.get_device_properties(device)
     free = torch.cuda.mem_get_info(device)[0]
     capability = f"compute capability {found.major}.{found.minor}"

@@ -44,3 +44,12 @@ def test_what_is_missing_is_told(monkeypatch):
     found = describe()
     assert found["packages"] == {"no-such-package": MISSING}
     assert "psutil is not installed" in found["memory"] and "PyAV cannot be imported" in found["FFmpeg"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU that works")
+def test_a_gpu_that_cannot_be_used_is_told(monkeypatch):
+    """As with a driver that is too old."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    found = describe()
+    assert found["GPUs"][0].startswith("cuda:0: cannot be used (")
+    assert found["kernels"].startswith("plain PyTorch: ")

@@ -195,7 +195,7 @@ def test_the_workflow_is_stopped_and_goes_on(comfy):
     (report,) = entry["outputs"]["12"]["text"]
     assert report.splitlines()[0].startswith("precision auto: ")
     assert "nvfp4 saves memory but no time here: cpu has no fast product in nvfp4" in report
-    assert "projected for RTX 5090, 2640 tokens, by the profile of this plan" in report
+    assert "projected for RTX 5090 with matrices of the 2B network, 2640 tokens, by the profile of this plan" in report
     (chart,) = entry["outputs"]["11"]["images"]
     assert (comfy.base / "temp" / chart["filename"]).stat().st_size > 10_000
     assert len(frames(comfy, entry)) == 65

@@ -42,16 +42,21 @@ for name, weight in weights.items():
 save_file({name: weight.half() for name, weight in weights.items()}, path)
 """
 
-# Nodes of another pack: latents of a small VAE that pass for LTX-2's, and what a LATENT holds.
+# Nodes of another pack: latents of a small VAE that pass for LTX-2's, with or without our map of them; what a LATENT holds.
 PROBE = """
 import torch
 
 class ProbeSpace:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"samples": ("LATENT",)}})
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"samples": ("LATENT",), "space": ("STRING", {}), "look": ("BOOLEAN", {})}}
+    )
     RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "run", "probe"
 
-    def run(self, samples):
-        return ({**samples, "sana_latent_space": "ltx2"},)
+    def run(self, samples, space, look):
+        samples = {**samples, "sana_latent_space": space or samples["sana_latent_space"]}
+        if not look:
+            del samples["sana_look"]
+        return (samples,)
 
 class ProbeLatent:
     INPUT_TYPES = classmethod(lambda cls: {"required": {"samples": ("LATENT",), "path": ("STRING", {})}})
@@ -99,14 +104,13 @@ def comfy(tmp_path_factory):
         yield server
 
 
-def sampling(folder, space="ltx2", **changes):
+def sampling(folder, space="ltx2", look=True, **changes):
     """Two chunks up to the Sampler, node 7."""
     changes = {"n6__width": 128, "n6__height": 96, "n6__max_frames": 57, **changes}
     files = {"n1__file": "wide.safetensors", "n2__file": "small/diffusion_pytorch_model.safetensors"}
     graph = workflow("stages", **files, **changes)
-    if space == "ltx2":
-        graph["10"] = {"class_type": "ProbeSpace", "inputs": {"samples": ["6", 0]}}
-        graph["7"]["inputs"]["source"] = ["10", 0]
+    graph["10"] = {"class_type": "ProbeSpace", "inputs": {"samples": ["6", 0], "space": space, "look": look}}
+    graph["7"]["inputs"]["source"] = ["10", 0]
     graph["8"] = {"class_type": "ProbeLatent", "inputs": {"samples": ["7", 0], "path": str(folder / "latent.pt")}}
     del graph["9"]
     return graph
@@ -140,34 +144,35 @@ def test_previews_follow_the_method(comfy, tmp_path):
     """None by default; else a linear map, or ComfyUI's small decoder once its file is there. The latents stay the same."""
     nothing, latents = shown(comfy, sampling(tmp_path))
     assert nothing == []
-    # What was encoded without previews is drawn by ComfyUI's own map for LTX-2, latents of other spaces not at all.
-    known, same = shown(comfy, sampling(tmp_path, n7__max_sink_distance=90), "auto")
+    # Without a map of ours ComfyUI's own for LTX-2 draws, and latents of other spaces are not drawn at all.
+    known, same = shown(comfy, sampling(tmp_path, look=False, n7__max_sink_distance=90), "auto")
     assert len(known) == 2
     assert torch.equal(same, latents)
-    assert shown(comfy, sampling(tmp_path, "own", n7__max_sink_distance=91), "auto")[0] == []
+    assert shown(comfy, sampling(tmp_path, "", look=False, n7__max_sink_distance=91), "auto")[0] == []
 
-    encoded = {"n6__antialias": True}
-    linear, latents = shown(comfy, sampling(tmp_path, **encoded), "latent2rgb")
+    # What was encoded while there were none.
+    linear, same = shown(comfy, sampling(tmp_path, n7__max_sink_distance=97), "latent2rgb")
     assert [picture.shape for picture in linear] == [(192, 256, 3)] * 2
     assert min(apart(linear, known)) > 10
-    missing, same = shown(comfy, sampling(tmp_path, **encoded, n7__max_sink_distance=92), "taesd")
+    assert torch.equal(same, latents)
+    missing, same = shown(comfy, sampling(tmp_path, n7__max_sink_distance=92), "taesd")
     assert apart(missing, linear) == [0, 0]
     assert "could not find models/vae_approx/taeltx_2" in comfy.log()
 
     put_decoder(comfy)
-    decoded, decoded_latents = shown(comfy, sampling(tmp_path, **encoded, n7__max_sink_distance=93), "taesd")
+    decoded, decoded_latents = shown(comfy, sampling(tmp_path, n7__max_sink_distance=93), "taesd")
     assert [picture.shape for picture in decoded] == [(192, 256, 3)] * 2
     assert min(apart(decoded, linear)) > 10
     assert min(picture.std() for picture in decoded) > 5
     assert "Requested to load TAEHV" in comfy.log()
     # Recorded passes need weights that stay where they are.
-    recorded, _ = shown(comfy, sampling(tmp_path, **encoded, n7__max_sink_distance=94, n7__cuda_graph=True), "taesd")
+    recorded, _ = shown(comfy, sampling(tmp_path, n7__max_sink_distance=94, n7__cuda_graph=True), "taesd")
     assert apart(recorded, linear) == [0, 0]
-    other, _ = shown(comfy, sampling(tmp_path, "own", **encoded, n7__max_sink_distance=95), "taesd")
+    other, _ = shown(comfy, sampling(tmp_path, "", n7__max_sink_distance=95), "taesd")
     assert apart(other, linear) == [0, 0]
 
     put_decoder(comfy, b"broken")
-    broken, broken_latents = shown(comfy, sampling(tmp_path, **encoded, n7__max_sink_distance=96), "taesd")
+    broken, broken_latents = shown(comfy, sampling(tmp_path, n7__max_sink_distance=96), "taesd")
     assert apart(broken, linear) == [0, 0]
     assert "no preview by ComfyUI's decoder" in comfy.log()
     assert torch.equal(decoded_latents, latents)

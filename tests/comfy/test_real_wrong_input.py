@@ -112,15 +112,25 @@ def test_sources_of_odd_sizes_are_taken(comfy):
 
 @pytest.mark.parametrize("name", ["edit_video", "stages"])
 def test_sizes_that_cannot_be_edited(comfy, name):
-    """Before the run."""
     for width, height, message in (
         (100, 64, "width 100 is not a multiple of 32; use width 96 instead"),
         (96, 70, "height 70 is not a multiple of 32; use height 64 instead"),
-        (96, 0, "height 0 is too small; the smallest is 64, so use height 64 instead"),
-        (16416, 64, "width 16416 is too large; use width 16384 at most"),
     ):
         with pytest.raises(ComfyError, match=message):
+            comfy.run(workflow(name, n6__width=width, n6__height=height))
+    # Before the run, by ComfyUI itself.
+    for width, height, message in ((96, 0, "(?s)smaller than min.*height"), (16416, 64, "(?s)bigger than max.*width")):
+        with pytest.raises(ComfyError, match=message):
             comfy.queue(workflow(name, n6__width=width, n6__height=height))
+
+
+def test_what_is_left_out_is_said(comfy):
+    graph = workflow("edit_video")
+    for values in graph.values():
+        if values["class_type"] == "SanaStreamingPrompt":
+            del values["inputs"]["prompt"]
+    with pytest.raises(ComfyError, match="Required input is missing: prompt"):
+        comfy.queue(graph)
 
 
 def test_masks_of_another_size(comfy):

@@ -1,37 +1,24 @@
 """What a user is told of input that will not do, or not as one would think."""
 
+from fractions import Fraction
+
 import node_calls as nodes
 import pytest
 import torch
 from safetensors.torch import save_file
 from sana_streaming.sana_core.errors import InputError
+from sana_streaming.sana_core.video.reader import probe
 
 
 def sound(seconds, rate=8000):
     return {"waveform": torch.zeros(1, 2, int(seconds * rate)), "sample_rate": rate}
 
 
-@pytest.mark.parametrize("name", ["EncodeVideo", "EditVideo"])
-def test_sizes_before_the_run(name):
-    node = nodes.node(name)
-    for size, message in (
-        ((100, 64), "width 100 is not a multiple of 32; use width 96 instead"),
-        ((96, 70), "height 70 is not a multiple of 32; use height 64 instead"),
-        ((0, 64), "width 0 is too small; the smallest is 64, so use width 64 instead"),
-        ((None, 33), "height 33 is too small; the smallest is 64, so use height 64 instead"),
-        ((96, 16416), "height 16416 is too large; use height 16384 at most"),
-        # Over a link, not known before the run.
-        ((None, None), True),
-        ((96, None), True),
-        ((16384, 64), True),
-    ):
-        assert node.validate_inputs(width=size[0], height=size[1]) == message
-
-
 def test_an_empty_prompt_before_the_run():
     node = nodes.node("Prompt")
     assert "the prompt is empty; say what should change" in node.validate_inputs("  \n")
-    assert node.validate_inputs(None) is True
+    # Over a link, or left out, which ComfyUI says itself.
+    assert node.validate_inputs(None) is node.validate_inputs() is True
     assert node.validate_inputs("make it snow") is True
 
 
@@ -86,6 +73,19 @@ def test_sound_that_goes_on_after_the_pictures(caplog):
     # More of the stream follows, and with it of the sound.
     latent, _ = nodes.encode(vae, torch.rand(33, 64, 96, 3), total_frames=80)
     nodes.decode_video(vae, latent, audio=sound(5))
+    assert "the sound" not in nodes.texts()[-1]
+
+
+def test_sound_at_another_rate():
+    from comfy_api import latest
+
+    vae = nodes.vae()
+    clip = latest.VideoFromComponents(latest.VideoComponents(torch.rand(17, 64, 96, 3), Fraction(8)))
+    latent, _ = nodes.encode(vae, clip)
+    video = nodes.decode_video(vae, latent, fps=16.0, audio=sound(17 / 8))[0]
+    assert not probe(video.get_stream_source()).has_audio
+    assert nodes.texts()[-1].endswith("the sound is left out: fps 16 is not the source's 8")
+    nodes.decode_video(vae, latent, audio=sound(17 / 8))
     assert "the sound" not in nodes.texts()[-1]
 
 
