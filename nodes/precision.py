@@ -87,11 +87,8 @@ class SanaStreamingPrecision(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: str | None) -> bool | str:
-        try:
-            return preset is None or preset in preset_names() or bool(_path(preset))
-        except ValueError as error:
-            return str(error)
+    def validate_inputs(cls, preset: str | None = None) -> bool | str:
+        return preset is None or preset in preset_names() or comfy_host.answer(lambda: _path(preset))
 
     @classmethod
     def fingerprint_inputs(cls, preset: str | None, **_: Any) -> Any:
@@ -100,7 +97,9 @@ class SanaStreamingPrecision(io.ComfyNode):
     @classmethod
     def execute(cls, model: LoadedModel, preset: str, measure: bool, plan: Plan | None = None) -> io.NodeOutput:
         plan = _plan(model, preset) if plan is None else plan
-        plan.check(model.network.config, model.fingerprint)
+        plan.check(model.network.config, model.fingerprint, model.network.fingerprint)
+        # That was with the LoRAs or without them; the copy has them in any case.
+        plan = dataclasses.replace(plan, model="")
         if not any(kind != UNQUANTIZED for kind in plan.formats.values()):
             text = f"precision {plan.name}: nothing is quantized, the model is passed on as it is"
             comfy_host.show_text(cls, text)

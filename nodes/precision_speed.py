@@ -48,13 +48,15 @@ def speed_text(model: LoadedModel, plan: Plan, measure: bool) -> str:
 
 
 def _by_profile(plan: Plan, source: Mapping[str, Any], name: str) -> str:
-    """Where a profile has its latencies from, and of how many tokens, for the device called ``name``."""
-    measured = source.get("kind") == "measured"
+    """Where a profile has its latencies from, of which matrices and how many tokens, for the device called ``name``."""
+    measured, others = source.get("kind") == "measured", source.get("sizes") == "2b"
     where = f"measured on {plan.device}" if measured else f"projected for {source.get('target')}"
+    where += " with matrices of the 2B network" if others else ""
     # Plans of before say no number of tokens.
     tokens = f", {source['tokens']} tokens," if "tokens" in source else ""
     text = f"{where}{tokens} by the profile of this plan"
-    return text if measured and plan.device == name else f"{text}; set measure to time it on {name}"
+    here = measured and plan.device == name and not others
+    return text if here else f"{text}; set measure to time it on {name}"
 
 
 def _measured(model: LoadedModel, plan: Plan, tokens: int) -> LatencyTable:

@@ -132,11 +132,8 @@ class SanaStreamingProfilePrecision(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, formats: str | None) -> bool | str:
-        try:
-            return formats is None or bool(ProfileSettings(tuple(formats.split())))
-        except ValueError as error:
-            return str(error)
+    def validate_inputs(cls, formats: str | None = None) -> bool | str:
+        return formats is None or comfy_host.answer(lambda: ProfileSettings(tuple(formats.split())))
 
     @classmethod
     def execute(

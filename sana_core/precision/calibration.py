@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.dit import SanaStreamingDiT
-from .apply import HEADROOM, calibrate
+from .apply import HEADROOM, calibrate, twin
 from .plan import Plan
 
 # What a stream runs with (docs/model.md): four steps, and the pass that writes the state.
@@ -30,10 +30,13 @@ def calibrated(
 
     Runs ``model`` (not quantized) on made-up latents, source and text features of unit variance: networks of this kind work
     on normalized ones. A plan that was measured on footage has better values already. ``device`` is where inputs go, for a
-    host that keeps weights elsewhere. ``on_pass`` is called before each of `NUM_PASSES`; raising from it stops.
+    host that keeps weights elsewhere. ``on_pass`` is called before each of `NUM_PASSES`; raising from it stops. Weights of
+    float16 on the CPU run as a copy in bfloat16: CPUs take many times as long in float16.
     """
     if not plan.lacking_amax():
         return plan
+    if device is None and model.dtype == torch.float16 and next(model.parameters()).device.type == "cpu":
+        model = twin(model, torch.bfloat16)
     return plan.with_amax(calibrate(model, lambda: made_up_passes(model, device, on_pass)), made_up=True)
 
 

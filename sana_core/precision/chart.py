@@ -67,8 +67,10 @@ def _noise(point: Point, floor: float | None) -> float | None:
 
 
 def latency_label(table: LatencyTable) -> str:
-    """What the milliseconds are, measured or projected."""
-    source, what = table.source, f"milliseconds per pass of {table.tokens} tokens in matrices"
+    """What the milliseconds are, measured or projected, and of which matrices if not of the network's own."""
+    source = table.source
+    whose = " of the 2B network" if source.get("sizes") == "2b" else ""
+    what = f"milliseconds per pass of {table.tokens} tokens in matrices{whose}"
     if source["kind"] == "measured":
         return f"{what}, measured on {source['device']}"
     return f"{what}, projected from the data sheet of {source['target']}"

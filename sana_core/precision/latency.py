@@ -53,7 +53,8 @@ class Latency:
 class LatencyTable:
     """Latencies by :func:`key`, and where they are from.
 
-    source: ``kind`` is ``measured`` or ``projected``; the rest says on what, or from which numbers.
+    source: ``kind`` is ``measured`` or ``projected``; ``sizes``, of a profile's, is ``2b`` where the matrices are the 2B
+        network's in place of the profiled one's own; the rest says on what, or from which numbers.
     tokens: M of the units of every pass. text_tokens: M of those of every prompt.
     """
 

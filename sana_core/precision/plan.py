@@ -80,8 +80,11 @@ class Plan:
         marked = self.made_up | added.keys() if made_up else self.made_up
         return dataclasses.replace(self, input_amax=added | dict(self.input_amax), made_up=marked)
 
-    def check(self, config: DiTConfig, fingerprint: str = "") -> None:
-        """InputError unless the plan is of this network: its units, known formats, and its fingerprint where both say one."""
+    def check(self, config: DiTConfig, *fingerprints: str) -> None:
+        """InputError unless the plan is of this network: its units, known formats, and its fingerprint where both say one.
+
+        ``fingerprints``: of the network, and of the same without its LoRAs.
+        """
         known = {unit.name for unit in units(config)}
         for names in (self.formats, self.input_amax):
             if astray := [name for name in names if name not in known]:
@@ -90,10 +93,10 @@ class Plan:
                     f"its units are blocks.0 to blocks.{config.depth - 1} with {', '.join(KINDS)}"
                 )
         _check_formats(self.name, self.formats)
-        if self.model and fingerprint and self.model != fingerprint:
+        if self.model and fingerprints and all(fingerprints) and self.model not in fingerprints:
             raise InputError(
-                f"plan {self.name} was measured on the network {self.model}, not on this one ({fingerprint}); take a preset, "
-                "or profile this network"
+                f"plan {self.name} was measured on the network {self.model}, not on this one ({fingerprints[0]}); take a "
+                "preset, or profile this network"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -99,6 +99,10 @@ class ProfileSettings:
             return config
         return replace(DiTConfig(), depth=config.depth, softmax_layers=config.softmax_layers)
 
+    def sizes_of(self, config: DiTConfig) -> Sizes:
+        """Whose matrices latencies of a network of ``config`` are of: ``own`` also where it has the sizes of the 2B network."""
+        return "own" if self.network(config) == config else "2b"
+
     def tokens_of(self, config: DiTConfig) -> int:
         """M of the latencies of a profile of a network of ``config``."""
         return self.tokens or trained_tokens(self.network(config))
@@ -344,9 +348,10 @@ class Profiler:
 
     def _table(self) -> LatencyTable:
         config, settings = self.settings.network(self.model.config), self.settings
-        tokens = settings.tokens_of(self.model.config)
+        tokens, sizes = settings.tokens_of(self.model.config), settings.sizes_of(self.model.config)
         if settings.latency == "projected":
-            return projected(config, tokens, settings.formats, settings.target)
+            table = projected(config, tokens, settings.formats, settings.target)
+            return replace(table, source={**table.source, "sizes": sizes})
         source = measured_source(self.device, self.dtype)
         # Latencies of another device, or made with other software, go into a section of their own.
         made_with = [source[name] for name in ("device", "torch", "comfy_kitchen", "dtype")]
@@ -359,7 +364,7 @@ class Profiler:
         entries = {name: Latency(**entry["times"]) for name, entry in found.items()}
         dates = sorted(entry["date"] for entry in found.values())
         source["date"] = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-        return LatencyTable(tokens, config.max_text_tokens, entries, source)
+        return LatencyTable(tokens, config.max_text_tokens, entries, {**source, "sizes": sizes})
 
     def _latency(self, name: str) -> dict[str, Any]:
         times = asdict(measure_entry(name, self.device, self.dtype, self.settings.seconds))

@@ -23,7 +23,7 @@ from ..errors import CheckpointError, InputError
 from ..models.attention import AttentionLayout
 from ..models.dit import SanaStreamingDiT
 from ..precision.apply import apply_plan, build_quantized, is_quantized, quantized_state
-from ..precision.calibration import calibrated
+from ..precision.calibration import NUM_PASSES, calibrated
 from ..precision.plan import Plan, choose_plan
 from .checkpoint import (
     INDEX_SUFFIX,
@@ -275,14 +275,22 @@ def quantize_dit(
 ) -> SanaStreamingDiT:
     """The network of official weights (already checked) under a plan; ``operations`` and ``change`` as in :func:`load_dit`.
 
-    Input scales that the plan lacks are calibrated on made-up latents, as in the file that ``convert`` writes.
+    A plan may have been measured before ``change`` or after it. Input scales that it lacks are calibrated on made-up latents,
+    as in the file that ``convert`` writes, on the CPU: a log line says so.
     """
     plan = precision if isinstance(precision, Plan) else choose_plan(precision, config)
     plan.check(config)
     model = build_dit(official, config, layout=plan.layout(config), device="cpu", dtype=dtype)
-    plan.check(config, model.fingerprint)
+    base = model.fingerprint
     change(model)
-    # The plan is of these weights as they were before the change.
+    plan.check(config, model.fingerprint, base)
+    if plan.lacking_amax():
+        logger.warning(
+            "precision %s lacks input scales: they are taken from %d passes on the CPU at each start; to take them once, "
+            "write the network by convert --precision",
+            plan.name,
+            NUM_PASSES,
+        )
     plan = calibrated(model, dataclasses.replace(plan, model=""))
     if operations is None:
         for line in apply_plan(model, plan, device=device).lines():

@@ -1,5 +1,6 @@
 """Quantized copies of a model, and profiles: numbers equal the library's, the model stays, Stop stops, files go on."""
 
+import dataclasses
 from pathlib import Path
 
 import node_calls as nodes
@@ -152,6 +153,23 @@ def test_speed_of_a_plan_that_was_profiled(host, kind, tokens):
     assert "input scales" not in text, "int8 has none"
 
 
+@pytest.mark.parametrize("sizes", ["own", "2b", None])
+def test_speed_that_another_networks_matrices_had_here(host, sizes):
+    """Is no speed of this network, on whichever device."""
+    from sana_streaming.sana_core.benchmark.results import device_name
+
+    latency = {"kind": "measured", "tokens": 2640} | ({"sizes": sizes} if sizes else {})
+    measured = {"latency_ms": 1.0, "unquantized_latency_ms": 4.0, "latency": latency}
+    name = device_name(torch.device("cpu"))
+    _, text = apply(nodes.model(), plan=Plan("auto", {"blocks.0.ffn.in": "int8"}, "", {}, name, measured))
+    said = text.splitlines()[-1]
+    if sizes == "2b":
+        assert f"measured on {name} with matrices of the 2B network, 2640 tokens, by the profile of this plan" in said
+        assert said.endswith(f"; set measure to time it on {name}")
+    else:
+        assert said.endswith(f"measured on {name}, 2640 tokens, by the profile of this plan")
+
+
 def test_speed_of_a_known_gpu(host, monkeypatch):
     from sana_streaming.nodes import precision_speed
 
@@ -174,6 +192,7 @@ def test_a_plan_from_a_file(host):
     offered = node.define_schema().inputs[1].fields["options"]
     assert offered == ["bf16", "fp8", "int8", "paper-mpq", name]
     assert node.validate_inputs(name) is node.validate_inputs("fp8") is node.validate_inputs(None) is True
+    assert node.validate_inputs() is True, "ComfyUI says which input is missing"
     before = node.fingerprint_inputs(name, measure=False)
     small, _ = apply(model, name)
     changed = [key for key, layer in small.network.named_modules() if isinstance(layer, QuantLinear)]
@@ -213,6 +232,21 @@ def test_a_lora_before_it_is_quantized_with_the_weights(host):
     assert same_weights(again.network, small.network)
     plain, _ = apply(model, "int8")
     assert not same_weights(plain.network, small.network)
+
+
+def test_a_plan_of_the_model_with_its_lora_and_without(host):
+    model = nodes.model()
+    file = write_lora(model)
+    (changed,) = nodes.call("LoadLora", model, file.name, 0.7)
+    base, mix = model.fingerprint, changed.fingerprint
+    plan = preset("int8", model.network.config)
+    small, _ = apply(changed, plan=plan)
+    for profiled in (base, mix):
+        found, _ = apply(changed, plan=dataclasses.replace(plan, model=profiled))
+        assert same_weights(found.network, small.network) and found.fingerprint == small.fingerprint
+    apply(model, plan=dataclasses.replace(plan, model=base))
+    with pytest.raises(InputError, match=f"was measured on the network {mix}, not on this one"):
+        apply(model, plan=dataclasses.replace(plan, model=mix))
 
 
 def test_a_lora_behind_it_without_comfyuis_layers(host):
@@ -268,7 +302,7 @@ def test_profile(host, clip):
     file = Path(folder_paths.get_output_directory(), listed["subfolder"], listed["filename"])
     assert read_plan(file) == plan
     *lines, bar, written = text.splitlines()
-    assert "of 2640 tokens in matrices, projected from the data sheet of RTX 5090" in lines[0]
+    assert "of 2640 tokens in matrices of the 2B network, projected from the data sheet of RTX 5090" in lines[0]
     assert bar == "auto: the fastest plan that errs no more than fp8 everywhere" and written == f"wrote {file.name}"
     assert {line.split(":")[0] for line in lines[1:]} == {"fp8", "nvfp4", "paper-mpq", "auto"}
     assert lines[-1].startswith("auto: ")
@@ -276,7 +310,7 @@ def test_profile(host, clip):
     assert any(bar.values for bar in comfy.utils.ProgressBar.made)
     # And on to the next node, over the socket and by the file.
     small, report = apply(model, plan=plan)
-    assert "2640 tokens, by the profile of this plan" in report
+    assert "projected for RTX 5090 with matrices of the 2B network, 2640 tokens, by the profile of this plan" in report
     again, _ = apply(model, f"sana_streaming/{file.name} [output]")
     assert same_weights(small.network, again.network)
 
@@ -323,7 +357,7 @@ def test_a_stopped_profile_goes_on(host, clip, monkeypatch):
 def test_what_a_profile_refuses(host, clip):
     model, (latent, positive) = nodes.model(), clip
     node = nodes.node("ProfilePrecision")
-    assert node.validate_inputs("fp8 nvfp4") is node.validate_inputs(None) is True
+    assert node.validate_inputs("fp8 nvfp4") is node.validate_inputs(None) is node.validate_inputs() is True
     assert "no format is called fp4" in node.validate_inputs("fp8 fp4")
     assert "no format to choose from" in node.validate_inputs(" ")
     with pytest.raises(InputError, match="a latency budget or an error budget, not both"):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sana_streaming.sana_core.errors import CheckpointError, InputError
+from sana_streaming.sana_core.precision import calibration
 from sana_streaming.sana_core.precision import layer as quantized_layers
 from sana_streaming.sana_core.precision import report as reports
 from sana_streaming.sana_core.precision.apply import apply_plan, calibrate, network_bytes, split_attention, trial
-from sana_streaming.sana_core.precision.calibration import calibrated, made_up_passes
+from sana_streaming.sana_core.precision.calibration import NUM_PASSES, calibrated, made_up_passes
 from sana_streaming.sana_core.precision.formats import FORMATS
 from sana_streaming.sana_core.precision.layer import QuantLinear
 from sana_streaming.sana_core.precision.plan import Plan, preset
@@ -275,6 +276,31 @@ def test_calibrated_scales_are_stored_with_headroom(original):
     assert scales["blocks.1.attn.qkvg"] == pytest.approx(2 * 1e3 / 448)
     assert scales["blocks.3.attn.qkvg"] == pytest.approx(2 * seen["blocks.3.self.v"] / 448)
     assert calibrated(model, plan) is plan and calibrated(model, PLANS["int8"]) is PLANS["int8"]
+
+
+def test_calibration_at_a_start_is_told_and_never_in_float16(original, monkeypatch, caplog):
+    """In which CPUs take many times as long."""
+    passes, dtypes = calibration.made_up_passes, []
+    monkeypatch.setattr(
+        calibration, "made_up_passes", lambda model, *rest: dtypes.append(model.dtype) or passes(model, *rest)
+    )
+    model = load_dit(original, dtype=torch.float16, precision="fp8")
+    assert model.dtype == torch.float16 and dtypes == [torch.bfloat16]
+    (said,) = (record.getMessage() for record in caplog.records if "input scales" in record.getMessage())
+    assert f"{NUM_PASSES} passes on the CPU" in said and "convert" in said and "\n" not in said
+    # As near to those of float32 as bfloat16's rounding lets them be.
+    want, got = (layers(load_dit(original, dtype=dtype, precision="fp8")) for dtype in (torch.float32, torch.float16))
+    for name, layer in want.items():
+        assert got[name].input_scale.item() == pytest.approx(layer.input_scale.item(), rel=0.05)
+    assert dtypes[1:] == [torch.float32, torch.bfloat16]
+    # Where a host keeps the weights, and where none is lacking.
+    whole = load_dit(original, dtype=torch.float16)
+    complete = calibrated(whole, PLANS["fp8"], torch.device("cpu"))
+    assert dtypes.pop() == torch.float16
+    caplog.clear()
+    load_dit(original, precision=complete)
+    load_dit(original, precision="int8")
+    assert len(dtypes) == 3 and "input scales" not in caplog.text
 
 
 def test_an_fp8_file_never_leaves_the_input_scale_to_the_reader(original):

@@ -101,8 +101,13 @@ def test_before_the_plan_it_is_quantized_with_the_weights(tmp_path, caplog, prec
     apply_plan(merged, complete)
     assert velocity(model).equal(velocity(merged)) and model.fingerprint == merged.fingerprint != changed
     assert distance(velocity(model), want) < 0.2
-    with pytest.raises(InputError, match="measured on the network other"):
-        load_dit(tmp_path, precision=replace(plan, model="other"), change=lambda model: None)
+    # A profile of the mix, as a host makes where the LoRA comes before.
+    behind = replace(plan, model=changed)
+    again = load_dit(tmp_path, dtype=torch.float32, precision=behind, change=lambda model: apply_lora(model, file, 0.5))
+    assert again.fingerprint == model.fingerprint and velocity(again).equal(velocity(model))
+    for other, strength in ((replace(plan, model="other"), 0.5), (behind, 0.6), (behind, 0.0)):
+        with pytest.raises(InputError, match=f"measured on the network {other.model}, not on this one"):
+            load_dit(tmp_path, precision=other, change=lambda model, by=strength: apply_lora(model, file, by))
     # A file that is quantized has no other road.
     save_dit(load_dit(tmp_path, dtype=torch.float32, precision=precision), tmp_path / "small")
     small = load_dit(tmp_path / "small", dtype=torch.float32, change=lambda model: apply_lora(model, file, 0.5))

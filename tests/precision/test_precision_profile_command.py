@@ -32,7 +32,9 @@ def test_profile_writes_a_plan_for_this_network(bundle, tmp_path, capfd):
     journal = tmp_path / "plan.profile.json"
     run(*asked, "--chart", chart, "--map", blocks)
     said = capfd.readouterr()
-    assert "per pass of 2640 tokens in matrices, projected from the data sheet of RTX 5090" in said.out
+    assert (
+        "per pass of 2640 tokens in matrices of the 2B network, projected from the data sheet of RTX 5090" in said.out
+    )
     assert "error 1/44" in said.err and "errs no more than" not in said.out
     assert "auto" in said.out and "Highs" not in said.out
     model = load_dit(bundle / "dit")

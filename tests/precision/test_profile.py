@@ -5,11 +5,13 @@ import json
 
 import pytest
 import torch
+from sana_streaming.sana_core.config import DiTConfig
 from sana_streaming.sana_core.errors import InputError
 from sana_streaming.sana_core.models.attention import Window
 from sana_streaming.sana_core.models.prompt import PromptEmbedding
 from sana_streaming.sana_core.precision.apply import trial, twin
-from sana_streaming.sana_core.precision.latency import Latency
+from sana_streaming.sana_core.precision.chart import latency_label
+from sana_streaming.sana_core.precision.latency import Latency, LatencyTable
 from sana_streaming.sana_core.precision.plan import Plan, preset
 from sana_streaming.sana_core.precision.profile import (
     Profiler,
@@ -283,6 +285,22 @@ def test_latencies_are_those_of_the_size_that_the_network_is_for(tmp_path, clock
     assert "7x384x96/int8" in keys and "12x192x96/int8" not in keys
     plan = found.plan(found.choose(max_latency=1.0))
     assert plan.measurements["latency"]["tokens"] == found.table.tokens == 7
+
+
+@pytest.mark.parametrize("latency", ["measured", "projected"])
+def test_latencies_of_another_network_say_so(tmp_path, clocked, latency):
+    path, figures = tmp_path / "journal.json", []
+    for sizes in ("own", "2b"):
+        found, _, _ = measured(path, clocked, latency=latency, sizes=sizes)
+        plan = found.plan(found.choose(max_latency=1.0))
+        assert plan.measurements["latency"]["sizes"] == found.table.source["sizes"] == sizes
+        figures.append(latency_label(found.table))
+    assert "tokens in matrices, " in figures[0] and "tokens in matrices of the 2B network, " in figures[1]
+    # The 2B network itself has no others.
+    assert ProfileSettings(sizes="2b").sizes_of(DiTConfig()) == "own"
+    assert latency_label(LatencyTable(7, 300, {}, {"kind": "measured", "device": "x"})).endswith(
+        "matrices, measured on x"
+    )
 
 
 def test_latencies_of_other_conditions_are_measured_again_and_errors_are_not(tmp_path, clocked, monkeypatch):
