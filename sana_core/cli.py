@@ -55,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Command(argparse.ArgumentParser):
-    """A command, which shows its own usage where an option of it is unknown."""
+    """A command, which shows its own usage where an option of it is unknown. Options are written out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         options, unknown = super().parse_known_args(args, namespace)
@@ -256,7 +259,8 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "source",
         type=path_or_address,
         metavar="IN",
-        help="weights of a transformer or a VAE: .pth, .safetensors, an index of shards, a folder, hf://...",
+        help="weights of a transformer or a VAE: .pth, .safetensors, an index of shards, a folder, hf://..., or nano for its "
+        "transformer",
     )
     parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors file to write")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="of all tensors (default: each as it is)")

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import InputError
 from ..paths import check_target
+from ..weights import nano
 from ..weights.convert import Conversion, convert
 from ..weights.hub import in_units, resolve_uri
 
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     check_target(target)
     if target.exists() and not options.force:
         raise InputError(f"{target} is there already; add --force to replace it, or choose another name")
-    source = resolve_uri(options.source)
+    source = nano.nano_folder() / "dit" if str(options.source) == nano.NAME else resolve_uri(options.source)
     # None: no bar where there is no terminal.
     with tqdm(unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
 

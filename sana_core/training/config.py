@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,8 +12,9 @@ import torch
 
 from ..config import DIT_PRESETS, DiTConfig, VAEConfig
 from ..errors import InputError
+from ..weights import nano
 from ..weights.vae import load_vae
-from .config_reader import limited, read_settings
+from .config_reader import limited, named, read_settings
 from .reverse import CRR_WEIGHT
 from .trainer import TrainerOptions
 
@@ -35,6 +36,11 @@ LORA_TARGETS = (
 )
 
 
+def _built_in(part: str) -> dict[str, Any]:
+    """Metadata of a path for which the name of the built-in model may stand, meaning that part of it."""
+    return named({nano.NAME: lambda: nano.nano_folder() / part})
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """The transformer to start from: weights in ``path``, or a preset's or ``new`` sizes, whose weights ``init`` makes.
@@ -44,7 +50,7 @@ class ModelSettings:
 
     short: ClassVar[str] = "path"
 
-    path: Path | None = None
+    path: Path | None = field(default=None, metadata=_built_in("dit"))
     preset: Literal["streaming-2b", "bidirectional-2b"] | None = None
     new: Mapping[str, Any] | None = None
     init: Literal["keep", "random"] = "keep"
@@ -54,7 +60,7 @@ class ModelSettings:
         if len(given) != 1:
             raise InputError(f"{' and '.join(given) or 'nothing'} given; give one of path, preset, new")
         if self.path is not None and not self.path.exists():
-            raise InputError(f"{self.path} does not exist; give a checkpoint file or a folder with one")
+            raise InputError(f"{self.path} does not exist; give a checkpoint file, a folder with one, or {nano.NAME}")
         self.sizes()
 
     def sizes(self) -> DiTConfig | None:
@@ -132,8 +138,8 @@ class LatentsCache:
 class EditedData:
     """Built-in clips of ``frames`` frames, ``samples`` of them, edited by the transformer ``model`` with its prompts."""
 
-    model: Path
-    text_encoder: Path
+    model: Path = field(metadata=_built_in("dit"))
+    text_encoder: Path = field(metadata=_built_in("text_encoder"))
     frames: int = limited(1, default=97)
     samples: int = limited(1, default=100)
 
@@ -154,8 +160,8 @@ class EditTrainingConfig:
     """
 
     model: ModelSettings
-    vae: Path
-    text_encoder: Path
+    vae: Path = field(metadata=_built_in("vae"))
+    text_encoder: Path = field(metadata=_built_in("text_encoder"))
     data: PairsData
     size: ClipSize
     trainer: TrainerOptions
@@ -195,7 +201,7 @@ class VAETrainingConfig:
     data: VideoData | None = None
     edited: EditedData | None = None
     vae: Mapping[str, Any] | None = None
-    decoder_of: Path | None = None
+    decoder_of: Path | None = field(default=None, metadata=_built_in("vae"))
     init: Literal["pca", "random"] = "pca"
     init_clips: int = limited(1, default=16)
     batch: int = limited(1, default=1)
@@ -257,9 +263,9 @@ def identity(config: EditTrainingConfig | VAETrainingConfig) -> dict[str, Any]:
     Defaults are left out, so that runs survive new options.
     """
     kept = [
-        field.name
-        for field in dataclasses.fields(config)
-        if field.name not in ("trainer", "save_dtype") and getattr(config, field.name) != field.default
+        setting.name
+        for setting in dataclasses.fields(config)
+        if setting.name not in ("trainer", "save_dtype") and getattr(config, setting.name) != setting.default
     ]
     values = dataclasses.asdict(config)
     plain: dict[str, Any] = _plain({name: values[name] for name in kept} | {"seed": config.trainer.seed})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -38,6 +38,11 @@ class Limits:
 def limited(least: float, most: float = math.inf, *, default: Any = dataclasses.MISSING) -> Any:
     """A dataclass field whose number must lie in ``least`` to ``most``; required without a default."""
     return dataclasses.field(default=default, metadata={"limits": Limits(least, most)})
+
+
+def named(names: Mapping[str, Callable[[], Path]]) -> dict[str, Any]:
+    """Metadata of a dataclass field for which ``names`` of paths may stand."""
+    return {"names": names}
 
 
 def read_settings(path: str | Path, kind: type[Settings]) -> Settings:
@@ -93,7 +98,10 @@ class _Reader:
         read: dict[str, Any] = {}
         for name, field in fields.items():
             key = _at(place, name)
-            if name in values:
+            names = field.metadata.get("names", {})
+            if name in values and isinstance(values[name], str) and values[name] in names:
+                read[name] = names[values[name]]()
+            elif name in values:
                 read[name] = self.value(values[name], hints[name], key, field.metadata.get("limits"))
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise InputError(f"{self.file}: {key} is missing; add it")

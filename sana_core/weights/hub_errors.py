@@ -74,6 +74,6 @@ def _explained(error: BaseException, address: HubAddress) -> InputError:
         return InputError(not_a_hub(address))
     reason = f"HTTP {status}" if status else (str(error).splitlines() or [type(error).__name__])[0]
     return UnreachableError(
-        f"{address}: the connection to {constants.ENDPOINT} failed or broke off ({reason}); run it again, "
-        "files that are whole are kept"
+        f"{address}: the connection to {constants.ENDPOINT} failed or broke off ({reason}); check the network "
+        "and HF_ENDPOINT and run it again, files that are whole are kept; or fetch the files elsewhere and give their paths"
     )

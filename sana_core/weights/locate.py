@@ -71,7 +71,9 @@ def locate(
         if found is None and (published or download):
             found = _published(str(model), component, download)
         if found is None:
-            raise InputError(f"{folder} holds no {' or '.join(names)}; give --{component} the path of {what}")
+            raise InputError(
+                f"{folder.absolute()} holds no {' or '.join(names)}; give --{component} the path of {what}"
+            )
         return found
 
     return Components(

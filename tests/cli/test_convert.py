@@ -244,3 +244,8 @@ class TestRefusals:
     def test_output(self, toy, tmp_path, capsys):
         assert "call it out.safetensors" in refused(capsys, toy / "dit", tmp_path / "out.pth")
         assert "there is no folder" in refused(capsys, toy / "dit", tmp_path / "gone" / "out.safetensors")
+
+
+def test_the_built_in_model(tmp_path, capsys):
+    assert main(["convert", "nano", str(tmp_path / "n.safetensors"), "--dtype", "fp16"]) == 0
+    assert "transformer of long_streaming" in capsys.readouterr().out

@@ -53,3 +53,9 @@ def test_a_gpu_that_cannot_be_used_is_told(monkeypatch):
     found = describe()
     assert found["GPUs"][0].startswith("cuda:0: cannot be used (")
     assert found["kernels"].startswith("plain PyTorch: ")
+
+
+def test_options_are_written_out(capsys):
+    with pytest.raises(SystemExit):
+        main(["precision", "profile", "plan.json", "--size", "64x64"])
+    assert "unrecognized arguments: --size 64x64" in capsys.readouterr().err

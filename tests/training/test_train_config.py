@@ -12,6 +12,7 @@ from sana_streaming.sana_core.training.config import (
     read_edit_training,
     read_vae_training,
 )
+from sana_streaming.sana_core.weights import nano
 
 
 def refused(read, path):
@@ -166,3 +167,17 @@ def test_a_run_survives_options_that_it_does_not_use(tmp_path, monkeypatch):
     assert first == identity(read_edit_training(written)) and "most_gap" not in first
     monkeypatch.chdir(tmp_path)
     assert identity(read_edit_training("a.yaml")) == first
+
+
+def test_the_built_in_model_has_a_name(tmp_path):
+    folder = nano.nano_folder()
+    config = read_edit_training(
+        training_runs.write_config(tmp_path / "a.yaml", model="nano", vae="nano", text_encoder="nano")
+    )
+    assert (config.model.path, config.vae, config.text_encoder) == (
+        folder / "dit",
+        folder / "vae",
+        folder / "text_encoder",
+    )
+    config = read_edit_training(training_runs.write_config(tmp_path / "b.yaml", model={"path": "nano"}, vae="./nano"))
+    assert (config.model.path, config.vae) == (folder / "dit", tmp_path / "nano")
