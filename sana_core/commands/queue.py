@@ -19,6 +19,8 @@ from ..queueing.journal import Journal
 from ..queueing.results import write_csv
 from ..queueing.workflow import Workflow, load_workflow
 
+# Until a run without servers ends, where no time is given.
+SERVER_WAIT = 600.0
 # Between two writings of the table while jobs come to an end.
 CSV_SECONDS = 2.0
 
@@ -55,7 +57,8 @@ async def work(
             clients,
             journal,
             folder,
-            server_wait=options.server_wait,
+            server_wait=options.server_wait or SERVER_WAIT,
+            start_wait=options.server_wait or 0.0,
             say=progress.say,
             on_change=progress.update,
         ).run()
@@ -72,7 +75,7 @@ def check_servers(options: argparse.Namespace) -> None:
     if len(set(urls)) < len(urls):
         raise InputError(f"--server {max(urls, key=urls.count)} is given twice; name each server once")
     check_headers(options.header)
-    if not 0 < options.server_wait < float("inf"):
+    if options.server_wait is not None and not 0 < options.server_wait < float("inf"):
         raise InputError(f"--server-wait {options.server_wait:g} is not a time; use a number of seconds above 0")
 
 

@@ -55,7 +55,6 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server-wait",
         type=float,
-        default=600.0,
         metavar="SECONDS",
-        help="end when no server has answered for so long (default: 600)",
+        help="end when no server has answered for so long (default: 600, and at the start at once)",
     )

@@ -44,16 +44,19 @@ class Batch:
         folder: Path,
         *,
         server_wait: float,
+        start_wait: float,
         say: Callable[[str], None],
         on_change: Callable[[], None],
     ) -> None:
-        """``jobs`` as the journal restored them. ``folder``: for results. ``server_wait``: seconds without any server.
+        """``jobs`` as the journal restored them. ``folder``: for results. ``server_wait``: seconds without any server,
+        ``start_wait``: the same before one has answered at all.
 
         say: takes a line for the user. on_change: called when a job has ended or gone on.
         """
         self.jobs = jobs
         self.servers = [Server(client, journal.client_id, self._on_progress) for client in clients]
         self._workflow, self._journal, self._folder = workflow, journal, folder
+        self._start_wait = start_wait
         self._server_wait, self._say, self._on_change = server_wait, say, on_change
         self._pool = [job for job in jobs if not job.ended]
         # Prompts that a server may still have, by its address.
@@ -65,6 +68,9 @@ class Batch:
         self._by_prompt: dict[str, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._gone: set[Server] = set()
+        # Whether any server has taken the workflow; those that found fault with it, whatever the job.
+        self._accepted = False
+        self._refusing: set[Server] = set()
         self._wake = asyncio.Event()
         self._last_up = time.monotonic()
 
@@ -83,21 +89,36 @@ class Batch:
             await self._cancel_all()
 
     async def _check_servers(self) -> None:
+        """Returns when a server answers. InputError if none does in time, or one cannot be used."""
+        end, delay = time.monotonic() + self._start_wait, FIRST_DELAY
+        told = False
+        while len(silent := await self._find_silent()) == len(self.servers):
+            texts = ", ".join(f"{server.url} ({error})" for server, error in silent.items())
+            left = end - time.monotonic()
+            if left <= 0:
+                raise InputError(f"no server answers: {texts}; start ComfyUI there, or correct --server")
+            if not told:
+                self._say(f"no server answers yet: {texts}; it is waited for")
+            told = True
+            await asyncio.sleep(min(delay, left))
+            delay = min(2 * delay, LAST_DELAY)
+        self._gone.update(silent)
+        for server, error in silent.items():
+            self._say(f"{server.url} ({error}) does not answer; it is tried again and again")
+
+    async def _find_silent(self) -> dict[Server, UnreachableError]:
+        """Servers that do not answer. InputError for one that cannot be used."""
         checks = [server.client.check(self._workflow.classes()) for server in self.servers]
         errors = await asyncio.gather(*checks, return_exceptions=True)
-        silent = []
+        silent = {}
         for server, error in zip(self.servers, errors, strict=True):
             if isinstance(error, RefusedError):
                 raise InputError(f"--server {server.url}: {error}") from error
             if isinstance(error, UnreachableError):
-                self._gone.add(server)
-                silent.append(f"{server.url} ({error})")
+                silent[server] = error
             elif isinstance(error, BaseException):
                 raise error
-        if len(silent) == len(self.servers):
-            raise InputError(f"no server answers: {', '.join(silent)}; start ComfyUI there, or correct --server")
-        for text in silent:
-            self._say(f"{text} does not answer; it is tried again and again")
+        return silent
 
     def _patient(self) -> bool:
         """Whether a server is up, or was not long ago."""
@@ -216,6 +237,7 @@ class Batch:
         try:
             if not adopted:
                 await self._queue(job, server)
+            self._accepted = True
             self._by_prompt[job.prompt_id] = job
             entry = await server.finished(job.prompt_id)
             job.outputs = await server.fetch(entry, self._folder, job.name)
@@ -224,6 +246,7 @@ class Batch:
         except UnreachableError as error:
             await self._check_lost(job, server, error)
         except JobError as error:
+            self._check_refusal(job, server, error)
             self._fail(job, server, str(error))
         else:
             job.status, job.error = "done", ""
@@ -256,6 +279,19 @@ class Batch:
             self._lose(job, server)
         else:
             self._fail(job, server, f"the connection to the server broke: {error}")
+
+    def _check_refusal(self, job: Job, server: Server, error: JobError) -> None:
+        """InputError where every server that answers refuses the workflow, and for nothing that is the job's own.
+
+        ComfyUI checks a node by its own values alone, so only the nodes of the clip and of the prompt may differ between jobs.
+        """
+        if error.nodes is None or error.nodes & {self._workflow.video.node, self._workflow.prompt.node}:
+            return
+        self._refusing.add(server)
+        if not self._accepted and self._refusing.issuperset(set(self.servers) - self._gone):
+            job.error = str(error)
+            self._wait_again(job, job.error)
+            raise InputError(f"--server {server.url} refuses the workflow: {error}") from error
 
     def _lose(self, job: Job, server: Server) -> None:
         """Back to the pool, unless the job seems to be what ends servers."""

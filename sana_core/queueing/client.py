@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,7 +34,15 @@ class UnreachableError(Exception):
 
 
 class RefusedError(Exception):
-    """The server answered with an error; the text holds its words."""
+    """The server answered with an error; the text holds its words.
+
+    nodes: ids of the nodes of a workflow that it finds fault with, empty for the workflow as a whole; None where it does
+    not say what it is about.
+    """
+
+    def __init__(self, words: str, nodes: frozenset[str] | None = None) -> None:
+        super().__init__(words)
+        self.nodes = nodes
 
 
 class QueueState(NamedTuple):
@@ -173,7 +184,7 @@ class Client:
         import aiohttp
 
         try:
-            socket = await self._session.ws_connect(
+            websocket = await self._session.ws_connect(
                 f"{self._base}/ws",
                 params={"clientId": client_id},
                 heartbeat=HEARTBEAT_SECONDS,
@@ -182,8 +193,8 @@ class Client:
             )
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
             raise UnreachableError(_words(error)) from error
-        async with socket:
-            yield _messages(socket)
+        async with websocket:
+            yield _messages(websocket)
 
     async def _json(self, method: str, path: str, **content: Any) -> Any:
         async with self._request(method, path, **content) as response:
@@ -202,9 +213,7 @@ class Client:
                 if response.status in GATEWAY:
                     raise UnreachableError(f"HTTP {response.status} {response.reason}")
                 if response.status >= 400:
-                    raise RefusedError(
-                        _refusal(response.status, response.reason, await response.text(errors="replace"))
-                    )
+                    raise _refusal(response.status, response.reason, await response.text(errors="replace"))
                 yield response
         except (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError) as error:
             raise UnreachableError(_words(error)) from error
@@ -218,10 +227,10 @@ def open_session(headers: Mapping[str, str]) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(headers=headers, timeout=timeout)
 
 
-async def _messages(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[dict[str, Any]]:
+async def _messages(websocket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[dict[str, Any]]:
     import aiohttp
 
-    async for message in socket:
+    async for message in websocket:
         # The others are pictures.
         if message.type == aiohttp.WSMsgType.TEXT:
             content = json.loads(message.data)
@@ -231,25 +240,45 @@ async def _messages(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[di
 
 
 def _words(error: BaseException) -> str:
+    reason = getattr(error, "os_error", None)
+    if isinstance(reason, OSError):
+        # asyncio puts the address where the system's words belong; the numbers of TLS and of names are others.
+        if reason.errno and not isinstance(reason, (ssl.SSLError, socket.gaierror)):
+            return os.strerror(reason.errno)
+        return reason.strerror or str(reason)
     return " ".join(str(error).split()) or (
         "no answer in time" if isinstance(error, asyncio.TimeoutError) else repr(error)
     )
 
 
-def _refusal(status: int, reason: str | None, text: str) -> str:
+def _refusal(status: int, reason: str | None, text: str) -> RefusedError:
     """The reasons of a refused prompt, or the status with its remedy."""
     if status in (401, 403):
-        return f"HTTP {status} {reason}: it asks for a login; give one with --header or in the URL"
+        return RefusedError(f"HTTP {status} {reason}: it asks for a login; give one with --header or in the URL")
     if status == 413:
-        return f"HTTP 413 {reason}: the clip is too large for it; start ComfyUI with a larger --max-upload-size (MB)"
+        return RefusedError(
+            f"HTTP 413 {reason}: the clip is too large for it; start ComfyUI with a larger --max-upload-size (MB)"
+        )
     try:
         answer = json.loads(text)
         node_errors = answer.get("node_errors") or {}
-        complaints = [
-            f"{node['class_type']}: {error['message']} {error['details']}".strip()
-            for node in node_errors.values()
-            for error in node["errors"]
-        ]
-        return "; ".join(complaints) or f"{answer['error']['message']} {answer['error'].get('details', '')}".strip()
+        if node_errors:
+            complaints = dict.fromkeys(_complaint(node) for node in node_errors.values())
+            return RefusedError("; ".join(complaints), frozenset(node_errors))
+        error = answer["error"]
+        if error.get("type") == "prompt_no_outputs":
+            return RefusedError("the workflow saves nothing; add Save Video", frozenset())
+        return RefusedError(f"{error['message']} {error.get('details', '')}".strip())
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"HTTP {status} {reason}"
+        return RefusedError(f"HTTP {status} {reason}")
+
+
+def _complaint(node: dict[str, Any]) -> str:
+    """What is wrong with a node, each thing once: what its validator says is repeated for each of its inputs."""
+    texts: dict[str, None] = {}
+    for error in node["errors"]:
+        _, dash, words = error["details"].partition(" - ")
+        custom = error.get("type") == "custom_validation_failed" and dash
+        text = words if custom else f"{error['message']} {error['details']}"
+        texts[" ".join(text.split())] = None
+    return f"{node['class_type']}: {'; '.join(texts)}"

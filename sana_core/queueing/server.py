@@ -17,7 +17,11 @@ HASH_DIGITS = 12
 
 
 class JobError(Exception):
-    """The server ended a job without a result; the text says why."""
+    """The server ended a job without a result; the text says why. nodes: as in RefusedError."""
+
+    def __init__(self, words: str, nodes: frozenset[str] | None = None) -> None:
+        super().__init__(words)
+        self.nodes = nodes
 
 
 class LostError(Exception):
@@ -99,7 +103,7 @@ class Server:
         try:
             prompt_id = await self.client.submit(graph, self._client_id, prompt_id)
         except RefusedError as error:
-            raise JobError(str(error)) from error
+            raise JobError(str(error), error.nodes) from error
         self.follow_prompt(prompt_id)
         return prompt_id
 

@@ -14,6 +14,8 @@ from ..errors import InputError
 # Inputs of node classes that take a clip from the server's input folder, and the edit's prompt.
 VIDEO_INPUTS = {"LoadVideo": "file", "VHS_LoadVideo": "video", "VHS_LoadVideoFFmpeg": "video"}
 PROMPT_INPUTS = {"SanaStreamingPrompt": "prompt"}
+# The node to put in where there is none, and what it takes.
+TITLES = {"--video-input": ("Load Video", "clip"), "--prompt-input": ("SANA-Streaming Prompt", "prompt")}
 SEED_INPUTS = ("seed", "noise_seed")
 MAX_SEED = 2**64 - 1
 
@@ -104,7 +106,11 @@ def _place(graph: Graph, given: str | None, option: str, known: dict[str, str]) 
     else:
         found = [Place(key, known[n["class_type"]]) for key, n in graph.items() if n["class_type"] in known]
         if not found:
-            raise InputError(f"the workflow has no node {' or '.join(known)}; say where with {option} NODE.INPUT")
+            title, content = TITLES[option]
+            raise InputError(
+                f"the workflow has no node {' or '.join(known)}; say where with {option} NODE.INPUT; "
+                f"if it takes no {content}, put a {title} node in"
+            )
         if len(found) > 1:
             raise InputError(
                 f"the workflow has {len(found)} places: {', '.join(map(str, found))}; choose with {option}"

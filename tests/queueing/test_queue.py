@@ -258,13 +258,71 @@ def test_a_job_that_fails_twice_has_failed(work, comfy, capsys):
     assert len(comfy.ran) == 10, "the second run does what failed, and nothing else"
 
 
-def test_a_refused_workflow_and_one_that_saves_nothing(work, comfy):
+def test_a_refused_clip_and_a_workflow_that_saved_nothing(work, comfy):
     comfy.refuse = "file: 'clip.mp4'"
     assert work.run(comfy) == 1
     assert {row["error"] for row in work.rows()} == {"LoadVideo: Value not in list file: 'clip.mp4'"}
     comfy.refuse, comfy.save = "", False
     assert work.run(comfy) == 1
     assert {row["error"] for row in work.rows()} == {"the workflow saved no file; it needs a node such as Save Video"}
+
+
+def refusal(number, *errors):
+    return {"error": {"message": "refused"}, "node_errors": {number: {"class_type": "Size", "errors": list(errors)}}}
+
+
+def custom(name, words=""):
+    """As ComfyUI says it once for each input that the validator of a node has."""
+    details = f"{name} - {words}" if words else name
+    kind, message = "custom_validation_failed", "Custom validation failed for node"
+    return {"type": kind, "message": message, "details": details, "extra_info": {"input_name": name}}
+
+
+SIZE = refusal("6", *(custom(name, "width 100 - is not\na multiple of 32") for name in ("width", "height")))
+
+
+def test_a_workflow_that_is_refused_ends_the_run(work, comfy, capsys):
+    comfy.refuse = SIZE
+    words = f"error: --server {comfy.url} refuses the workflow: Size: width 100 - is not a multiple of 32"
+    assert refused(work, capsys, comfy) == words
+    assert {row["status"] for row in work.rows()} == {"waiting"}
+    assert {event["event"] for event in work.events()} == {"begin", "queued", "returned"}
+    comfy.refuse = ""
+    assert work.run(comfy) == 0
+    work.check_results()
+
+
+def test_a_workflow_without_outputs_ends_the_run(work, comfy, capsys):
+    error = {"type": "prompt_no_outputs", "message": "Prompt has no outputs", "details": "", "extra_info": {}}
+    comfy.refuse = {"error": error, "node_errors": {}}
+    assert "refuses the workflow: the workflow saves nothing; add Save Video" in refused(work, capsys, comfy)
+
+
+def test_a_refusal_that_may_be_of_one_job_fails_only_that(work, comfy):
+    odd = refusal("4", custom("prompt", "no such style"), custom("negative_prompt", "no such style"), custom("prompt"))
+    comfy.refusal_of = lambda graph: odd if graph["4"]["inputs"]["prompt"] == "sepia" else ""
+    assert work.run(comfy) == 1
+    assert [row["status"] for row in work.rows()] == ["done", "done", "failed"] * 2
+    assert work.rows()[2]["error"] == "Size: no such style; Custom validation failed for node prompt"
+
+
+def test_a_workflow_that_was_taken_once_does_not_end_the_run(work, comfy):
+    comfy.refusal_of = lambda graph: SIZE if graph["5"]["inputs"]["file"].startswith("clip1") else ""
+    assert work.run(comfy) == 1
+    assert [row["status"] for row in work.rows()] == ["done"] * 3 + ["failed"] * 3
+
+
+def test_a_workflow_that_one_server_refuses_is_done_by_the_other(work, pair):
+    pair[0].refuse = SIZE
+    assert work.run(*pair) == 0
+    work.check_results()
+    assert {row["server"] for row in work.rows()} == {pair[1].url}
+
+
+def test_a_workflow_that_both_servers_refuse_ends_the_run(work, pair, capsys):
+    for it in pair:
+        it.refuse = SIZE
+    assert "refuses the workflow: Size: width 100" in refused(work, capsys, *pair)
 
 
 def test_a_job_that_takes_its_server_down_does_not_do_so_for_ever(tmp_path, comfy):
@@ -275,6 +333,8 @@ def test_a_job_that_takes_its_server_down_does_not_do_so_for_ever(tmp_path, comf
 
     def die(prompt):
         if prompt == "deadly":
+            # By then the answer to its /prompt has arrived.
+            time.sleep(0.05)
             comfy.kill()
             comfy.start()
 
@@ -373,6 +433,26 @@ def test_no_server_for_long(work, comfy, capsys):
     work.check_results()
 
 
+def test_the_only_server_comes_within_the_wait_that_was_asked_for(work, comfy, capsys):
+    comfy.kill()
+    timer = threading.Timer(0.5, comfy.start)
+    timer.start()
+    assert work.run(comfy, options=["--server-wait", "20"]) == 0
+    timer.join()
+    work.check_results()
+    assert capsys.readouterr().err.count("no server answers yet: ") == 1
+
+
+def test_no_server_within_the_wait_that_was_asked_for(work, comfy, capsys):
+    comfy.kill()
+    assert work.run(comfy, options=["--server-wait", "0.5"]) == 2
+    yet, end = capsys.readouterr().err.splitlines()[-2:]
+    assert yet == f"no server answers yet: {comfy.url} (Connection refused); it is waited for"
+    assert (
+        end == f"error: no server answers: {comfy.url} (Connection refused); start ComfyUI there, or correct --server"
+    )
+
+
 def test_a_server_that_comes_late(work, comfy):
     with FakeComfy() as late:
         late.kill()
@@ -421,7 +501,11 @@ def test_workflows_that_do_not_fit(work, capsys):
     assert "is not a workflow in API format" in words([1])
     two = GRAPH | {"9": GRAPH["4"]}
     assert "2 places: 4.prompt, 9.prompt; choose with --prompt-input" in words(two)
-    assert "no node LoadVideo" in words({"4": GRAPH["4"]})
+    assert (
+        "no node LoadVideo or VHS_LoadVideo or VHS_LoadVideoFFmpeg; say where with --video-input NODE.INPUT; "
+        "if it takes no clip, put a Load Video node in"
+    ) in words({"4": GRAPH["4"]})
+    assert "if it takes no prompt, put a SANA-Streaming Prompt node in" in words({"5": GRAPH["5"]})
     assert "no input 5.clip; it has 4.prompt, 4.negative_prompt, 5.file" in words(GRAPH, "--video-input", "5.clip")
     assert "6.seed is 3, not a text" in words(GRAPH, "--video-input", "6.seed")
     linked = GRAPH | {"4": {"class_type": "SanaStreamingPrompt", "inputs": {"prompt": ["9", 0]}}}
@@ -455,7 +539,7 @@ def test_bad_input(work, comfy, capsys):
 
 
 def test_servers_that_cannot_be_used(work, comfy, capsys):
-    assert "no server answers: http://127.0.0.1:9 (" in refused(
+    assert "no server answers: http://127.0.0.1:9 (Connection refused); start" in refused(
         work, capsys, "http://127.0.0.1:9", options=["--seed", "5"]
     )
     comfy.classes = ("LoadVideo", "SaveVideo")

@@ -19,9 +19,10 @@ class FakeComfy:
 
     Attributes to set: ``fail`` (prompt -> message of the node that fails, or None), ``on_take`` (called with the prompt before
     it begins), ``on_start`` (called in a thread of its own when it has begun), ``hold`` (a prompt that runs does not end
-    before this is set), ``refuse`` (message for each /prompt), ``header`` (NAME: VALUE that requests must have), ``own_ids``
-    (ignores the client's prompt ids), ``save`` (whether the workflow saves a file), ``deaf`` (no messages on /ws), ``foreign``
-    (ids of others' prompts that wait for ever), ``classes`` (of nodes that it has).
+    before this is set), ``refuse`` (what is wrong with the clip of each graph, or the whole answer), ``refusal_of``
+    (graph -> the same for it alone), ``header`` (NAME: VALUE that requests must have), ``own_ids`` (ignores the client's
+    prompt ids), ``save`` (whether the workflow saves a file), ``deaf`` (no messages on /ws), ``foreign`` (ids of others'
+    prompts that wait for ever), ``classes`` (of nodes that it has).
     Attributes to read: ``ran`` (prompts begun), ``uploads`` (names received), ``deleted``, ``interrupted`` (prompt ids),
     ``graphs`` (as queued).
     """
@@ -32,7 +33,9 @@ class FakeComfy:
         self.on_start: Callable[[str], None] = lambda prompt: None
         self.hold = threading.Event()
         self.hold.set()
-        self.refuse = self.header = ""
+        self.refuse: str | dict[str, Any] = ""
+        self.refusal_of: Callable[[dict[str, Any]], str | dict[str, Any]] = lambda graph: self.refuse
+        self.header = ""
         self.own_ids = self.deaf = False
         self.save = True
         self.classes = CLASSES
@@ -199,8 +202,11 @@ class FakeComfy:
 
     async def _prompt(self, request: web.Request) -> web.Response:
         body = await request.json()
-        if self.refuse:
-            error = {"message": "Value not in list", "details": self.refuse}
+        refusal = self.refusal_of(body["prompt"])
+        if isinstance(refusal, dict):
+            return web.json_response(refusal, status=400)
+        if refusal:
+            error = {"message": "Value not in list", "details": refusal}
             nodes = {"5": {"class_type": "LoadVideo", "errors": [error]}}
             return web.json_response({"error": {"message": "refused"}, "node_errors": nodes}, status=400)
         prompt_id = str(uuid.uuid4()) if self.own_ids else body["prompt_id"]
