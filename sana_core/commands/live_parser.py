@@ -42,13 +42,15 @@ def _add_places(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--pace-input",
         action=argparse.BooleanOptionalAction,
-        help="read the input no faster than its own times say (default: files and pipes yes, devices and addresses no)",
+        help="read the input no faster than its own times say (default: files and pipes yes, devices and addresses no); "
+        "--no-pace-input goes with --late wait, else what cannot be edited in time is dropped",
     )
     group.add_argument(
         "--reconnect",
         type=float,
         metavar="SECONDS",
-        help="how long to try again when a device, an address or a named pipe ends or fails (default: 300; 0: never)",
+        help="how long to try again when a device, an address or a named pipe ends or fails, counted from its last frame "
+        "(default: 300; 0: never)",
     )
     group.add_argument(
         "--output",
@@ -148,7 +150,8 @@ def _add_control(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--control-token",
         metavar="TOKEN",
-        help="what page and API ask for (default: SANA_STREAMING_CONTROL_TOKEN, else a new one)",
+        help="what page and API ask for, 8 to 200 of A-Z, a-z, 0-9, _ and - "
+        "(default: SANA_STREAMING_CONTROL_TOKEN, else a new one)",
     )
 
 

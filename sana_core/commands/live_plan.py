@@ -148,6 +148,7 @@ def _settings(options: argparse.Namespace) -> LiveSettings:
         late=options.late,
         compare=options.compare,
         size=_size(options),
+        keep_lost=options.late == "wait",
     )
 
 

@@ -51,7 +51,7 @@ class SourceAddress:
             )
         if self.is_raw and (self.size is None or self.rate is None):
             raise InputError(
-                f"{self.text} is raw RGB video, which does not say how large and how fast it is; give --input-size WxH "
+                f"{self.name} is raw RGB video, which does not say how large and how fast it is; give --input-size WxH "
                 "and --input-fps, or name another format by --input-format"
             )
 
@@ -64,6 +64,11 @@ class SourceAddress:
         if self._mode and stat.S_ISREG(self._mode):
             return "file"
         return "remote" if self._mode or self.container or is_url(self.text) else "file"
+
+    @property
+    def name(self) -> str:
+        """As people are told of it."""
+        return "standard input" if self.kind == "standard" else self.text
 
     @property
     def _mode(self) -> int:
@@ -81,6 +86,11 @@ class SourceAddress:
         if self.paced is not None:
             return self.paced
         return self.kind != "remote" or self.container in ("hls", "dash") or bool(_PLAYLIST.search(self.text))
+
+    @property
+    def is_read_at_once(self) -> bool:
+        """Whether it is a file that is not to be played at its own rate."""
+        return self.kind == "file" and not self.is_paced
 
     @property
     def can_come_back(self) -> bool:
@@ -145,6 +155,11 @@ class TargetAddress:
     text: str
     container: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As people are told of it."""
+        return "standard output" if self.is_standard else self.text
 
     @property
     def is_standard(self) -> bool:

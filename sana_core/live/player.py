@@ -71,6 +71,8 @@ class Player:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="live player", daemon=True)
         self._last: EditedFrame | None = None
+        # Frames that are out of the queue and not counted yet.
+        self._in_hand = 0
         # Of the first frame that was written: its source time, or where frames come evenly the moment.
         self._origin: float | None = None
         self._slot = 0
@@ -117,6 +119,7 @@ class Player:
             self.error = error
             # Nobody takes from it any more, so nobody may wait for room in it.
             self.queue.close()
+            self._stats.drop("output", self.queue.clear() + self._in_hand)
 
     def _play(self) -> None:
         while (frame := self.queue.peek(TICK)) is not None or not self.queue.closed:
@@ -125,14 +128,12 @@ class Player:
             if not self.queue.remove(frame):
                 # It was flushed meanwhile.
                 continue
+            self._in_hand = 1
             if self._origin is None:
                 self._origin = frame.time
             end = frame.time + self.clock.interval
             self._write_sound(end, self._origin)
-            if self._write(frame, frame.time - self._origin):
-                self._show(frame)
-            else:
-                self._stats.drop("output")
+            self._account(frame, self._write(frame, frame.time - self._origin))
             with self._lock:
                 self.clock.shown(frame.time)
 
@@ -159,10 +160,8 @@ class Player:
             self._slot += 1
             if frame is None:
                 self._stats.repeat()
-            elif written:
-                self._show(frame)
             else:
-                self._stats.drop("output")
+                self._account(frame, written)
             self._catch_up()
 
     def _newest(self, moment: float) -> EditedFrame | None:
@@ -171,7 +170,7 @@ class Player:
         while (frame := self.queue.peek(0)) is not None and self._due(frame) <= moment and self.queue.remove(frame):
             if found is not None:
                 self._stats.drop("late")
-            found = frame
+            found, self._in_hand = frame, 1
         return found
 
     def _catch_up(self) -> None:
@@ -203,6 +202,11 @@ class Player:
         picture = self._composer.compose(frame.source_picture, frame.picture)
         return self._sink.write(picture.numpy(), seconds)
 
-    def _show(self, frame: EditedFrame) -> None:
+    def _account(self, frame: EditedFrame, written: bool) -> None:
+        """Counts a frame that is out of the queue, and tells of it if it was written."""
+        self._in_hand = 0
+        if not written:
+            self._stats.drop("output")
+            return
         self._stats.shown(frame.source.arrival, time.monotonic())
         self._on_shown(frame)

@@ -30,7 +30,7 @@ from .queues import BoundedQueue, Full
 from .report import LiveStats, resident
 from .sink import Sink
 from .sound import SoundBuffer
-from .source import LiveSource, SourceFrame
+from .source import LiveSource, LostError, SourceFrame
 
 Late = Literal["drop", "wait", "repeat"]
 # Frames beyond those of the next chunk that may wait, so that a chunk which takes a little longer costs none.
@@ -39,6 +39,8 @@ ROOM = 8
 START = 33 + ROOM
 # Between two looks at what was asked for.
 TICK = 0.05
+# What is said of a reset until its first chunk is edited.
+ANEW = "the stream began anew"
 _INPUT: dict[Late, Full] = {"drop": "thin", "repeat": "thin", "wait": "wait"}
 _OUTPUT: dict[Late, Full] = {"drop": "oldest", "repeat": "oldest", "wait": "wait"}
 
@@ -53,7 +55,8 @@ class LiveSettings:
     late: what becomes of frames where the edit is slower than the source. ``drop``: some are left out before they are
     edited, evenly; the source is never held up. ``wait``: the source waits, and no frame is lost. ``repeat``: as ``drop``,
     and the output has an even rate all the same, for whoever needs one. size: (height, width) of the edit for a source of
-    (height, width).
+    (height, width). keep_lost: what waits for the rest of its chunk when the source is lost for good is edited, as a recording
+    wants it; otherwise it is let go of, because it would come as late as the source was waited for.
     """
 
     prompt: str
@@ -61,6 +64,7 @@ class LiveSettings:
     late: Late
     compare: Compare
     size: Callable[[int, int], tuple[int, int]]
+    keep_lost: bool = True
 
 
 class _InterruptedError(Exception):
@@ -218,12 +222,21 @@ class LiveSession:
                 if frame.first and frame.number and self.settings.late != "wait":
                     # What waits for the rest of its chunk would come as late as the source was away.
                     self.stats.drop("reconnect", self._frames.clear())
-                if not self._frames.put(frame):
+                if frame.held and not self._keeps_unfinished:
+                    self.stats.drop("reconnect")
+                elif not self._frames.put(frame):
                     self.stats.drop("stopped")
         except Exception as error:
             self._source_error = error
+            if isinstance(error, LostError) and not self._keeps_unfinished:
+                self.stats.drop("reconnect", self._frames.clear())
         finally:
             self._frames.close()
+
+    @property
+    def _keeps_unfinished(self) -> bool:
+        """Whether frames may wait for a source that has gone; one that is not waited for makes none of them late."""
+        return self.settings.late == "wait" or self.settings.keep_lost or not self.source.address.can_come_back
 
     def _source_status(self, status: Status, text: str) -> None:
         self._source_says = status, text
@@ -273,6 +286,8 @@ class LiveSession:
             repeat=repeat,
             on_shown=self._on_shown,
         )
+        if self.settings.late == "wait" and self.source.address.is_read_at_once:
+            self._player.hurry()
         self._edited.capacity = self._editor.first_frames + self._editor.chunk_frames + ROOM
         self._desk.update(
             source={"height": info.height, "width": info.width, "rate": float(info.rate), "sound": info.has_sound},
@@ -316,11 +331,13 @@ class LiveSession:
                 raise
             return
         if batch:
-            away = any(frame.first for frame in batch[1:])
+            away = any(frame.first for frame in batch[1:]) or any(frame.held for frame in batch)
             filling = 0.0 if away else batch[-1].arrival - batch[0].arrival
             self.stats.chunk(len(edited), len(batch), time.monotonic() - start, filling)
         self._state_bytes = self._editor.state_bytes
         self._prepare_chunk()
+        if first and self._desk.state().text == ANEW:
+            self._desk.update(text="")
         self._hand_over(edited, flushes, first)
         self._desk.on_change()
 
@@ -332,7 +349,8 @@ class LiveSession:
         def wanted() -> bool:
             return self._flushes == flushes
 
-        if edited:
+        # One that the source's silence held up is late once, and no reason to show all others later.
+        if edited and not any(frame.source.held for frame in edited):
             player.chunk_ready(_first_time(edited, self._interval), wanted, first=first)
         given = 0
         for frame in edited:
@@ -362,7 +380,7 @@ class LiveSession:
                 self._reset.clear()
                 self._flush("reset")
                 self._start_stream()
-                self._desk.update(text="the stream began anew")
+                self._desk.update(text=ANEW)
             elif command.verb == "set":
                 self._change(command)
 

@@ -54,12 +54,12 @@ def check_target_address(target: TargetAddress, source: str) -> None:
         _pyvirtualcam()
         return
     if target.is_remote or target.is_standard:
-        # Asked for its format, an address without one says so.
-        _ = target.format
+        _check_format(target)
         return
     path = Path(target.text)
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the name of a video file")
+    _check_format(target)
     if not path.exists():
         check_folder(path)
         return
@@ -67,6 +67,27 @@ def check_target_address(target: TargetAddress, source: str) -> None:
         raise InputError(f"{path} is write-protected: choose another name")
     if Path(source).exists() and path.samefile(source):
         raise InputError(f"{path} is also the source: write to another file")
+
+
+def _check_format(target: TargetAddress) -> None:
+    """InputError where nothing says in what format to write, or what it says is none that FFmpeg writes here."""
+    import av
+
+    name = target.format
+    if name is not None:
+        try:
+            known = av.format.ContainerFormat(name, "w").is_output
+        except ValueError:
+            known = False
+        if not known:
+            raise InputError(
+                f"--output-format {name} is none that this PyAV writes; use .mp4, .mkv, .ts or another --output-format"
+            )
+        return
+    ending = Path(target.text).suffix.removeprefix(".").lower()
+    formats = (av.format.ContainerFormat(each) for each in av.formats_available)
+    if not ending or not any(ending in each.extensions for each in formats if each.is_output):
+        raise InputError(f"{target.text} does not say its format; use .mp4, .mkv, .ts or --output-format")
 
 
 def open_sink(
@@ -103,15 +124,18 @@ class RawSink:
     """Bytes of RGB, one frame after another, to standard output, a file or a named pipe. It has no times and no sound."""
 
     def __init__(self, target: TargetAddress) -> None:
-        self._owned = not target.is_standard
+        self._name, self._owned = target.name, not target.is_standard
         if self._owned:
             self._file: BinaryIO = Path(target.text).open("wb")  # noqa: SIM115
         else:
             self._file = sys.stdout.buffer
 
     def write(self, picture: np.ndarray, seconds: float) -> bool:
-        self._file.write(np.ascontiguousarray(picture).data)
-        self._file.flush()
+        try:
+            self._file.write(np.ascontiguousarray(picture).data)
+            self._file.flush()
+        except BrokenPipeError:
+            raise BrokenPipeError(f"{self._name} was closed by its reader") from None
         return True
 
     def write_sound(self, samples: np.ndarray, seconds: float) -> None:
@@ -162,13 +186,13 @@ class EncodedSink:
         options = {"flush_packets": "1", "max_interleave_delta": "500000"}
         if target.format in ("mp4", "mov") or (target.format is None and Path(text).suffix in (".mp4", ".m4v", ".mov")):
             options["movflags"] = "+frag_keyframe+delay_moov+default_base_moof"
-        self._name = target.text
+        self._name = target.name
         self._start = start
         self._track = SoundTrack()
         self._rest = np.zeros((2, 0), np.float32)
         self._encoded_samples = 0
         self._hd = width >= 1280 or height > 576
-        with _reported(target.text), contextlib.ExitStack() as opened:
+        with _reported(target.name), contextlib.ExitStack() as opened:
             target_file: Any = "pipe:1" if target.is_standard else text
             if Path(text).is_fifo():
                 # FFmpeg would wait for a pipe's reader without letting other threads run.

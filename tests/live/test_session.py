@@ -9,7 +9,9 @@ import pytest
 import torch
 from live_streams import SIZE, MemorySession, MemorySource
 from sana_streaming.sana_core.errors import InputError
+from sana_streaming.sana_core.live.address import SourceAddress
 from sana_streaming.sana_core.live.control import parse_command
+from sana_streaming.sana_core.live.source import LiveSource, LostError
 
 FIRST, CHUNK = 33, 24
 
@@ -148,10 +150,11 @@ def test_reset_flushes_keeps_the_prompt_and_begins_with_a_long_chunk():
         tell(session, command="reset")
         session.until(lambda: len(session.streams) == 2)
         session.until(lambda: len(session.sink.frames) > shown + FIRST)
-    state = session.state()
+        state = session.state()
     assert state.prompt == "abc" and state.streams == 2
     assert {length for _, length, _, _ in session.sink.frames[shown:]} == {3}
     assert session.stats.dropped["reset"] > 0
+    assert any(state.text == "the stream began anew" for state in session.states) and not state.text
     check_counts(session)
 
 
@@ -276,8 +279,80 @@ def test_a_full_disk_ends_the_stream_with_its_error():
         session.sink.write = fail
         session.join()
     assert "no room" in str(session.error) and session.state().text == "no room on the disk"
+    check_counts(session)
     with pytest.raises(InputError, match="has ended"):
         tell(session, command="pause")
+
+
+def test_an_output_that_fails_in_the_middle_counts_what_was_to_go_there():
+    with MemorySession(MemorySource(count=150), late="wait") as session:
+        write = session.sink.write
+
+        def fail(picture, seconds):
+            if len(session.sink.frames) == 40:
+                raise OSError("gone")
+            return write(picture, seconds)
+
+        session.sink.write = fail
+        session.join()
+    assert session.stats.frames_out == 40 and session.stats.dropped["output"] > 0
+    check_counts(session)
+
+
+class DyingSource(MemorySource):
+    """Breaks after its last frame but ``held``, which its decoder gives when that is noticed, and is lost for good."""
+
+    def __init__(self, count, held, silence):
+        super().__init__(count=count)
+        self.held, self.silence = held, silence
+
+    def frames(self):
+        for frame in super().frames():
+            if frame.number == self.count - self.held:
+                self._stop.wait(self.silence)
+            held = frame.number >= self.count - self.held
+            yield frame._replace(held=held, arrival=time.monotonic())
+        raise LostError("it was lost")
+
+
+def test_frames_that_a_decoder_held_when_the_source_broke_say_nothing_of_the_bound():
+    with MemorySession(DyingSource(FIRST + CHUNK, 3, 2.0), late="wait") as session:
+        session.join()
+    assert numbers(session) == list(range(FIRST + CHUNK)) and isinstance(session.error, LostError)
+    assert session.bound < 1.0 and session._player.clock.delay < 1.0
+    check_counts(session)
+
+
+@pytest.mark.parametrize("keep_lost", [True, False])
+def test_what_waits_when_the_source_is_lost_is_let_go_of_unless_it_is_to_be_kept(keep_lost):
+    with MemorySession(DyingSource(FIRST + CHUNK, 3, 0.5), keep_lost=keep_lost) as session:
+        session.join()
+    shown = FIRST + CHUNK if keep_lost else FIRST
+    assert numbers(session) == list(range(shown)) and isinstance(session.error, LostError)
+    assert session.stats.dropped == ({} if keep_lost else {"reconnect": CHUNK})
+    check_counts(session)
+
+
+def test_a_file_that_breaks_off_is_edited_to_its_last_frame(tmp_path):
+    source = DyingSource(FIRST + CHUNK, 0, 0.0)
+    (tmp_path / "clip.mp4").touch()
+    source.address = SourceAddress(str(tmp_path / "clip.mp4"))
+    with MemorySession(source, keep_lost=False) as session:
+        session.join()
+    assert numbers(session) == list(range(FIRST + CHUNK)) and isinstance(session.error, LostError)
+
+
+def test_a_backlog_of_the_source_keeps_its_spacing(tmp_path):
+    """All of a second comes at once, as from FFmpeg when it has looked at a stream."""
+    clip = tmp_path / "clip.ts"
+    live_streams.send(str(clip), 0, FIRST + CHUNK, 30, sound=False)
+    address = SourceAddress(str(clip), container="mpegts", paced=False)
+    with MemorySession(LiveSource(address, hold=True), late="wait") as session:
+        session.join()
+    seconds = [at for at, *_ in session.sink.frames]
+    assert seconds == pytest.approx([i / 30 for i in range(FIRST + CHUNK)], abs=2e-3)
+    # And a file that is not to be played at its own rate is not held back on its way out either.
+    assert session._player._hurry.is_set()
 
 
 def test_the_report_is_plain_and_has_curves(tmp_path):

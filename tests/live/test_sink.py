@@ -138,10 +138,29 @@ def test_an_unknown_protocol_is_refused_and_not_tried_again():
         opened("nonsense://x", container="mpegts")
 
 
-def test_an_ending_that_says_no_format_is_an_error_of_one_line(tmp_path):
-    with pytest.raises(OSError, match="cannot be written") as error:
-        opened(tmp_path / "out.nonsense")
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("name, container", [("out.nonsense", None), ("out", None), ("out.mp4", "nonsense")])
+def test_what_is_no_format_is_refused_before_anything_is_opened(tmp_path, name, container):
+    with pytest.raises(InputError, match="use .mp4, .mkv, .ts or (another )?--output-format") as error:
+        opened(tmp_path / name, container=container)
+    assert "\n" not in str(error.value) and not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("container, error", [(None, BrokenPipeError), ("mpegts", OSError)])
+def test_a_reader_of_standard_output_that_has_gone_is_named(tmp_path, monkeypatch, container, error):
+    class Gone:
+        def write(self, data):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    if container:
+        with (
+            pytest.raises(OSError, match="^standard output cannot be written"),
+            sinks._reported(TargetAddress("-", container=container).name),
+        ):
+            raise BrokenPipeError(32, "Broken pipe")
+        return
+    monkeypatch.setattr("sys.stdout", types.SimpleNamespace(buffer=Gone()))
+    with pytest.raises(error, match="^standard output was closed by its reader$"):
+        opened("-").write(numbered(0), 0.0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in its file system")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from live_process import free_port
 from sana_streaming.sana_core.errors import InputError
+from sana_streaming.sana_core.live import source as sources
 from sana_streaming.sana_core.live.address import SourceAddress, TargetAddress, is_url
 from sana_streaming.sana_core.live.pipe import PipeReader
 from sana_streaming.sana_core.live.source import LiveSource, LostError
@@ -138,7 +139,7 @@ def test_who_does_not_come_back_is_lost(pipe):
     seen = []
 
     def read():
-        with pytest.raises(LostError, match="was lost"):
+        with pytest.raises(LostError, match=r"was lost \(.*\) and did not come back in 0\.[4-9] seconds"):
             for frame in source.frames():
                 seen.append(frame)
         seen.append("lost")
@@ -170,6 +171,41 @@ def test_raw_bytes_on_standard_input(monkeypatch):
 
 
 @pipes
+@pytest.mark.parametrize("size, error", [(63, LostError), (200, InputError)])
+def test_raw_bytes_that_end_within_a_frame_say_so(monkeypatch, size, error):
+    reading, writing = os.pipe()
+    os.write(writing, bytes(64 * 64 * 3))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        source = LiveSource(SourceAddress("-", size=(size, 64), rate=Fraction(200)))
+        with pytest.raises(error, match=f"^standard input .*it ended within a frame of 64x{size}; check --input-size"):
+            list(source.frames())
+
+
+@pytest.mark.parametrize("since, most", [(0.0, 3.0), (2.5, 0.5), (9.0, 0.1)])
+def test_opening_again_lasts_no_longer_than_the_source_is_waited_for(monkeypatch, since, most):
+    import av
+
+    asked = []
+
+    def refuse(*_, timeout, **__):
+        asked.append(timeout[0])
+        raise av.error.ExitError(1, "Immediate exit requested")
+
+    monkeypatch.setattr(av, "open", refuse)
+    source = LiveSource(SourceAddress("udp://127.0.0.1:1"), reconnect=3.0)
+    source._last = time.monotonic() - since
+    with pytest.raises(sources._BrokenError, match="nothing came for [0-9.]+ seconds"):
+        next(source._connection())
+    assert asked == [pytest.approx(most, abs=0.05)]
+    never = LiveSource(SourceAddress("udp://127.0.0.1:1"), reconnect=0.0)
+    with pytest.raises(sources._BrokenError):
+        next(never._connection())
+    assert asked[1] == sources.OPEN_SECONDS
+
+
+@pipes
 def test_a_read_ends_when_it_is_asked_to():
     reading, writing = os.pipe()
     stop = threading.Event()
@@ -193,8 +229,23 @@ def test_pictures_that_a_decoder_holds_back_come_out_when_a_sender_dies():
     source.on_event(tell, lambda block: None)
     encoder = {"preset": "veryfast", "tune": "film", "bf": "3"}
     with live_streams.sending(f"udp://127.0.0.1:{port}?pkt_size=1316", 0, count, 30, sound=False, encoder=encoder):
-        seen += [live_streams.number_of(frame.picture.numpy()) for frame in source.frames()]
+        frames = list(source.frames())
+    seen += [live_streams.number_of(frame.picture.numpy()) for frame in frames]
+    # They are marked, and were not there before.
+    held = [frame.held for frame in frames]
+    assert held.count(True) >= 1 and held == sorted(held)
     assert seen == list(range(seen[0], count))
+
+
+def test_a_frame_that_ffmpeg_held_until_a_sender_was_found_dead_came_with_the_last_before():
+    """The end of a picture of MPEG-TS shows with the next one."""
+    port = free_port()
+    source = LiveSource(SourceAddress(f"udp://127.0.0.1:{port}?timeout=2000000"), hold=True)
+    source.on_event(lambda status, text: source.stop() if status == "reconnecting" else None, lambda block: None)
+    with live_streams.sending(f"udp://127.0.0.1:{port}?pkt_size=1316", 0, 60, 30, sound=False):
+        frames = list(source.frames())
+    assert live_streams.number_of(frames[-1].picture.numpy()) == 59 and frames[-1].held
+    assert frames[-1].arrival - frames[-5].arrival < 1.0 and not frames[-5].held
 
 
 def test_an_unknown_protocol_is_refused_at_once():

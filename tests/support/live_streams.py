@@ -263,6 +263,7 @@ class MemorySession(LiveSession):
         compare: str = "off",
         prompt: str = "a",
         seconds: float = 0.01,
+        keep_lost: bool = True,
         on_shown: Callable[[EditedFrame], None] = lambda frame: None,
     ) -> None:
         self.sink = MemorySink()
@@ -276,7 +277,7 @@ class MemorySession(LiveSession):
             self.streams.append(EchoStream(options, prompt, on_progress, seconds, self.editing))
             return self.streams[-1]
 
-        settings = LiveSettings(prompt, StreamOptions(), late, compare, lambda *size: (SIZE, SIZE))
+        settings = LiveSettings(prompt, StreamOptions(), late, compare, lambda *size: (SIZE, SIZE), keep_lost)
         super().__init__(
             source,
             settings,
