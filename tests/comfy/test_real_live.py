@@ -146,6 +146,6 @@ def test_what_is_wrong_is_said(comfy, port):
     with pytest.raises(ComfyError, match="there is no video; connect one"):
         comfy.run(live(port, live_source=""))
     with pytest.raises(
-        ComfyError, match="has sent nothing for 30 seconds .*: check address and sender, and queue again"
+        ComfyError, match=r"has sent nothing for 3\d\.\d seconds .*: check address and sender, and queue again"
     ):
         comfy.run(live(port, live_source=f"tcp://127.0.0.1:{port}"))
