@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from comfy_server import ComfyServer
+from inside_comfy import results_of
 from sana_streaming.sana_core.precision.calibration import calibrated
 from sana_streaming.sana_core.precision.plan import Plan, preset
 from sana_streaming.sana_core.video.reader import VideoReader
@@ -36,18 +36,6 @@ MIXED = Plan(
 PLANS = {name: preset(name, CONFIG) for name in ("fp8", "int8", "paper-mpq")} | {"split": SPLIT_FP8, "mixed": MIXED}
 
 SCRIPT = """
-import importlib.util, json, sys
-from pathlib import Path
-
-comfy_dir, root, folder = sys.argv[1:]
-sys.path.insert(0, comfy_dir)
-sys.argv = ["main.py", "--cpu"]
-import comfy.options
-comfy.options.enable_args_parsing()
-import comfy.ops, comfy.utils, torch
-spec = importlib.util.spec_from_file_location("pack", Path(root) / "__init__.py", submodule_search_locations=[root])
-sys.modules["pack"] = pack = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pack)
 from pack.nodes import comfy_host
 from pack.sana_core.models.dit import SanaStreamingDiT
 from pack.sana_core.weights.dit import load_dit
@@ -116,13 +104,7 @@ def test_every_reader_gives_the_same_bits(tmp_path):
     draw = torch.Generator().manual_seed(3)
     sizes = {"x": (2, 8, 2, 3, 5), "source": (2, 8, 2, 3, 5), "embeds": (2, 7, 24)}
     torch.save({name: torch.randn(size, generator=draw) for name, size in sizes.items()}, tmp_path / "inputs.pt")
-    python = os.environ.get("COMFY_PYTHON", "python")
-    command = [python, "-c", SCRIPT, os.environ["COMFY_DIR"], str(ROOT), str(tmp_path)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout.split("RESULTS ")[1])
+    results = results_of(SCRIPT, tmp_path)
     # Of each of 4 blocks one input for q, k and v, where ComfyUI alone makes three.
     assert results.pop("shares") == {"same": True, "made": [4, 12]}
     right = {"adapter": True, "host layers": True, "ours": True, "comfyui": True}

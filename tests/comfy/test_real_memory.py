@@ -3,10 +3,7 @@
 COMFY_DIR and COMFY_PYTHON name it.
 """
 
-import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -16,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from comfy_graphs import read, workflow
-from comfy_server import ROOT, ComfyError, ComfyServer
+from comfy_server import ComfyError, ComfyServer
+from inside_comfy import results_of
 from PIL import Image
 from sana_streaming.sana_core.weights.dit import load_dit, save_dit
 from sana_streaming.sana_core.weights.random_init import random_dit, toy_configs
@@ -62,18 +60,6 @@ NODE_CLASS_MAPPINGS = {"ProbeHeld": ProbeHeld}
 
 # Forward on the meta device, which has no weights: torch refuses to mix what was left behind with what was moved.
 ON_META = """
-import importlib.util, json, sys
-from pathlib import Path
-
-comfy_dir, root, folder = sys.argv[1:]
-sys.path.insert(0, comfy_dir)
-sys.argv = ["main.py", "--cpu"]
-import comfy.options
-comfy.options.enable_args_parsing()
-import torch
-spec = importlib.util.spec_from_file_location("pack", Path(root) / "__init__.py", submodule_search_locations=[root])
-sys.modules["pack"] = pack = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pack)
 from pack.nodes import comfy_host
 from pack.sana_core.weights.dit import load_dit
 from pack.sana_core.weights.lora import LoraChoice, lora_changes
@@ -257,11 +243,7 @@ def test_networks_that_are_loaded_in_part(tmp_path, models, expected, squeeze):
 
 
 def test_nothing_is_left_on_the_wrong_device(models):
-    python = os.environ.get("COMFY_PYTHON", sys.executable)
-    command = [python, "-c", ON_META, os.environ["COMFY_DIR"], str(ROOT), str(models)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.split("RESULTS ")[1])
+    found = results_of(ON_META, models)
     assert {device for rows in found.values() for _, device in rows} == {"meta"}
     for name in ("fused", "split", "vae"):
         waiting = [count for count, _ in found[name]]

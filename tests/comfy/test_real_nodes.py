@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import clips
@@ -15,7 +13,8 @@ import single_files
 import torch
 import vae_files
 from comfy_graphs import as_many_threads_as_the_server, read, saved, workflow
-from comfy_server import ROOT, ComfyError, ComfyServer, cached_nodes
+from comfy_server import ComfyError, ComfyServer, cached_nodes
+from inside_comfy import results_of
 from PIL import Image
 from safetensors.torch import save_file
 from sana_streaming.sana_core.cli import main
@@ -59,18 +58,6 @@ NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (ProbeClip, ProbeConditio
 
 # A network whose layers all wait outside the device and are patched as they are used, as with --lowvram and --novram.
 OFFLOADED = """
-import importlib.util, json, sys
-from pathlib import Path
-
-comfy_dir, root, folder = sys.argv[1:]
-sys.path.insert(0, comfy_dir)
-sys.argv = ["main.py", "--cpu"]
-import comfy.options
-comfy.options.enable_args_parsing()
-import comfy.ops, torch
-spec = importlib.util.spec_from_file_location("pack", Path(root) / "__init__.py", submodule_search_locations=[root])
-sys.modules["pack"] = pack = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pack)
 from pack.nodes import comfy_host
 from pack.sana_core.weights.dit import load_dit
 from pack.sana_core.weights.lora import LoraChoice, apply_loras, lora_changes
@@ -200,11 +187,7 @@ def test_a_lora_beside_its_model(comfy, tmp_path):
 def test_a_lora_on_layers_that_wait_outside_the_device(tmp_path):
     toy = make_toy_bundle(tmp_path / "toy")
     lora_files.write_lora(load_dit(toy, layout="split", dtype=torch.float32), tmp_path / "toy_lora.safetensors")
-    python = os.environ.get("COMFY_PYTHON", sys.executable)
-    command = [python, "-c", OFFLOADED, os.environ["COMFY_DIR"], str(ROOT), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for waiting, from_merged, from_plain, left in json.loads(done.stdout.split("RESULTS ")[1]).values():
+    for waiting, from_merged, from_plain, left in results_of(OFFLOADED, tmp_path).values():
         assert waiting > 10
         assert from_merged < 1e-4
         assert from_plain > 0.1
