@@ -13,14 +13,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..sana_core.errors import InputError
-from ..sana_core.live.address import STANDARD, SourceAddress, is_url
+from ..sana_core.live.address import CAMERAS, STANDARD, SourceAddress, is_url
 from ..sana_core.live.source import LiveSource, SourceFrame
 from . import comfy_host
 
 # A workflow is somebody else's text: of what FFmpeg opens, only what sends pictures live.
 PROTOCOLS = ("udp", "rtp", "tcp", "srt", "rtmp", "rtmps", "rtsp", "http", "https")
-# FFmpeg's names of what gives it cameras, by system.
-CAMERAS = {"linux": "v4l2", "win32": "dshow", "darwin": "avfoundation"}
 # A source that is away for so many seconds has ended.
 AWAY_SECONDS = 30.0
 # What a frame that shows that the time is over may take on its way.

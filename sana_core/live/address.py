@@ -15,6 +15,8 @@ from ..errors import InputError
 STANDARD = "-"
 CAMERA = "virtual-camera"
 RAW = "rawvideo"
+# FFmpeg's names of what gives it cameras, by system.
+CAMERAS = {"linux": "v4l2", "win32": "dshow", "darwin": "avfoundation"}
 Kind = Literal["standard", "pipe", "file", "remote"]
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.]+:")
@@ -144,7 +146,7 @@ class SourceAddress:
     @property
     def _is_camera(self) -> bool:
         if self.container:
-            return self.container in ("v4l2", "avfoundation", "dshow")
+            return self.container in CAMERAS.values()
         return bool(self._mode and stat.S_ISCHR(self._mode))
 
 

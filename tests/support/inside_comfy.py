@@ -25,7 +25,7 @@ spec.loader.exec_module(pack)
 
 
 def results_of(script: str, folder: Path) -> Any:
-    """The JSON that ``script`` prints behind ``RESULTS``. It finds this checkout as ``pack``, ``folder``, json, Path and torch."""
+    """The JSON that ``script`` prints behind ``RESULTS``. It finds this checkout as ``pack``, and ``folder``."""
     command = [os.environ.get("COMFY_PYTHON", sys.executable), "-c", _BEGIN + script]
     command += [os.environ["COMFY_DIR"], str(ROOT), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
